@@ -1,0 +1,108 @@
+"""The command `kinema`: finds the command, reads its arguments, and reports mistakes in one line.
+
+Nothing here imports torch: `kinema --help` and `kinema COMMAND --help` answer at once.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NoReturn
+
+import kinema
+from kinema.errors import KinemaError
+
+COMMANDS = {
+    "generate": "kinema.apps.commands.generate",
+    "reconstruct": "kinema.apps.commands.reconstruct",
+    "train": "kinema.apps.commands.train",
+    "toybox": "kinema.apps.commands.toybox",
+    "eval": "kinema.apps.commands.evaluate",
+    "app": "kinema.apps.commands.app",
+    "info": "kinema.apps.commands.info",
+}
+"""Name of a command -> its module, in the order of the help text."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are `KinemaError`s, so that every mistake is reported in the same way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise KinemaError(f"{message} (see `{self.prog} --help`)")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="kinema", description="Video tokenizers and video diffusion.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"kinema {kinema.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, module_name in COMMANDS.items():
+        module = importlib.import_module(module_name)
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__, allow_abbrev=False)
+        module.add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments after `kinema`; None takes the process's own.
+
+    Returns:
+        The exit status, as of `report`.
+    """
+    return report(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    arguments = build_parser().parse_args(argv)
+    # A trainer keeps a log, on the terminal too.
+    with nullcontext() if arguments.command == "train" else _log_as_lines():
+        arguments.run(arguments)
+
+
+def report(work: Callable[[], None]) -> int:
+    """Do some work, and name what was wrong with its input in one line on stderr.
+
+    Returns:
+        The exit status: 0; 2 after a mistake of the user; 130 after an interruption.
+    """
+    try:
+        work()
+    except SystemExit as stop:  # --help, --version, and parsers within a command
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (KinemaError, OSError) as error:
+        sys.stderr.write(f"kinema: error: {one_line(error)}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("kinema: interrupted\n")
+        return 130
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks; the kind of error where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _log_as_lines() -> Iterator[None]:
+    """Show kinema's own warnings as one line each, and those of other packages not at all."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("kinema: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("kinema")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Open a page in the browser that makes clips from prompts and pictures."""
+
+import argparse
+
+from kinema.errors import KinemaError
+
+HELP = "a page in the browser: prompt or picture to clip"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.set_defaults(run=run)
+    parser.add_argument("--model", metavar="DIR", help="a pipeline's folder; else the embedded model")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="port to listen on (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load the model and serve the page until interrupted."""
+    if not 0 < arguments.port < 65536:
+        raise KinemaError(f"`--port` (={arguments.port}) must lie in 1..65535")
+
+    from kinema.apps.gradio_app import launch
+    from kinema.apps.loading import load_pipeline
+
+    launch(load_pipeline(arguments.model, device=arguments.device), host=arguments.host, port=arguments.port)

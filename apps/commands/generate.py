@@ -1,0 +1,200 @@
+"""Make clips from prompts, or from a prompt and the first frame."""
+
+import argparse
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import KinemaError
+from kinema.files import check_input_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELP = "clips from prompts, or from a prompt and a first frame"
+
+DEFAULT_FPS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One clip to make: what of, where to, with which seed."""
+
+    prompt: str
+    output: Path
+    seed: int
+
+    @property
+    def sheet(self) -> Path:
+        """Where the contact sheet goes."""
+        return self.output.with_suffix(".png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.set_defaults(run=run)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the clip shows")
+    parser.add_argument("--prompts", metavar="FILE", help="many clips: a text file (UTF-8) with a prompt a line")
+    parser.add_argument(
+        "--out-dir", metavar="DIR", help="where the clips of --prompts go: 0000.mp4 is the first line's"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the clip's file; else named after the prompt")
+    parser.add_argument("--image", metavar="FILE", help="a picture to be the first frame")
+    parser.add_argument("--model", metavar="DIR", help="a pipeline's folder; else the embedded model")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; more are slower and finer")
+    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="how strictly the prompt is followed")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
+    parser.add_argument("--fps", type=float, default=DEFAULT_FPS, help="frames a second in the file (%(default)g)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
+    parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that were generated")
+    parser.add_argument("--contact-sheet", action="store_true", help="also a PNG of frames beside each clip")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked, load the model, make the clips."""
+    _check_numbers(arguments)
+    jobs = plan_jobs(arguments)
+    if arguments.image is not None:
+        check_input_file(arguments.image, "image")
+
+    from kinema.apps.loading import load_pipeline
+    from kinema.files import check_output_file
+    from kinema.video import VideoWriter, check_output_video, contact_sheet, read_image, write_image
+
+    for job in jobs:
+        check_output_video(job.output, overwrite=arguments.overwrite)
+        if arguments.contact_sheet:
+            check_output_file(job.sheet, overwrite=arguments.overwrite)
+    image = None if arguments.image is None else read_image(arguments.image)
+    pipeline = load_pipeline(arguments.model, device=arguments.device)
+    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    for job in jobs:
+        started = time.perf_counter()
+        frames = generate_clip(pipeline, job.prompt, image=image, seed=job.seed, **given_options(arguments))
+        seconds = time.perf_counter() - started
+        with VideoWriter(job.output, arguments.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out:
+            out.write(frames)
+        num_frames, height, width, _ = frames.shape
+        print(f"{job.output}  {num_frames} frames of {height}x{width} in {seconds:.1f} s", flush=True)
+        if arguments.contact_sheet:
+            write_image(job.sheet, contact_sheet([frames], [job.prompt]), overwrite=arguments.overwrite)
+            print(job.sheet, flush=True)
+
+
+def generate_clip(
+    pipeline: Any, prompt: str, *, image: "Tensor | None" = None, seed: int = 0, **options: Any
+) -> "Tensor":
+    """One clip as the frames of a file.
+
+    Args:
+        pipeline: A `KinemaPipeline`.
+        prompt: What it shows.
+        image: Its first frame, uint8 `(h, w, 3)`.
+        seed: Of the noise; the same seed gives the same clip, whatever the device.
+        **options: Further arguments of the pipeline's call.
+
+    Returns:
+        uint8 frames `(t, h, w, 3)`.
+    """
+    import torch
+    from einops import rearrange
+    from PIL import Image
+
+    from kinema.video import to_uint8
+
+    picture = None if image is None else Image.fromarray(image.numpy())
+    generator = torch.Generator().manual_seed(seed)
+    clip = pipeline(prompt, image=picture, generator=generator, output_type="pt", **options).frames[0]
+    return to_uint8(rearrange(clip, "t c h w -> c t h w").cpu() * 2 - 1)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the pipeline's call that the user gave; the model has its own values for the others."""
+    options = {
+        "num_frames": arguments.num_frames,
+        "height": arguments.height,
+        "width": arguments.width,
+        "num_inference_steps": arguments.num_steps,
+        "guidance_scale": arguments.guidance_scale,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def plan_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Which clips to make.
+
+    Raises:
+        KinemaError: Neither or both of PROMPT and --prompts, or options of the one with the other.
+    """
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise KinemaError("`prompt` must be given, or `--prompts FILE`, and not both")
+    if arguments.prompts is None:
+        if arguments.out_dir is not None:
+            raise KinemaError(f"`--out-dir` (={arguments.out_dir!r}) must go with `--prompts`; use `-o` for one clip")
+        if not arguments.prompt.strip():
+            raise KinemaError(f"`prompt` (={arguments.prompt!r}) must have a word")
+        output = Path(arguments.output or f"{slug(arguments.prompt)}.mp4")
+        return [Job(prompt=arguments.prompt, output=output, seed=arguments.seed)]
+    if arguments.out_dir is None:
+        raise KinemaError("`--out-dir` must be given with `--prompts`")
+    if arguments.output is not None:
+        raise KinemaError(f"`--output` (={arguments.output!r}) must go with one prompt; `--prompts` takes `--out-dir`")
+    folder = Path(arguments.out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise KinemaError(f"`--out-dir` (={arguments.out_dir!r}) must be a folder, and it is a file")
+    prompts = read_prompts(arguments.prompts)
+    return [
+        Job(prompt=prompt, output=folder / f"{index:04d}.mp4", seed=arguments.seed + index)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts in a text file, one a line; empty lines at its end are no prompts.
+
+    Raises:
+        KinemaError: No such file, not UTF-8, no prompt in it, or an empty line between prompts: clips are numbered by
+            line, and it would be unclear what they count.
+    """
+    check_input_file(path, "prompts")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise KinemaError(f"`prompts` (={path!r}) must be a text file in UTF-8") from error
+    if not lines:
+        raise KinemaError(f"`prompts` (={path!r}) must have a prompt in it")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise KinemaError(f"`prompts` (={path!r}) must have a prompt on each line, and line {number} is empty")
+    return [line.strip() for line in lines]
+
+
+def slug(prompt: str) -> str:
+    """A file name for a prompt: its words, joined by dashes, as many as make about 60 letters."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    name = ""
+    for word in words:
+        if len(name) + len(word) > 60:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or "clip"
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    for name in ("num_frames", "height", "width", "num_steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
+    if arguments.guidance_scale is not None and not 0 <= arguments.guidance_scale < float("inf"):
+        raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
+    if not 0 <= arguments.seed < 2**63:
+        raise KinemaError(f"`--seed` (={arguments.seed}) must be >= 0 and below 2**63")
+    if not 0 < arguments.fps <= 1000:
+        raise KinemaError(f"`--fps` (={arguments.fps:g}) must be > 0 and <= 1000")

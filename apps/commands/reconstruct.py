@@ -1,0 +1,166 @@
+"""Take a clip through a tokenizer and back, to see what the tokenizer keeps.
+
+PSNR and SSIM compare the frames that come back with those of the input, before the output file is encoded.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import KinemaError
+from kinema.files import check_input_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kinema.video import VideoReader
+
+HELP = "a clip through a tokenizer and back, and how well it survives"
+
+WINDOW_PIXELS = 17 * 256 * 256 * 4
+"""Pixels (frames x height x width) that a tokenizer gets at once, so that memory does not grow with the clip."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.set_defaults(run=run)
+    parser.add_argument("input", metavar="IN", help="a video file, of any length and size")
+    parser.add_argument("output", metavar="OUT", help="the file to make: .mp4, .mkv or .mov")
+    parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer's folder; else the embedded general one")
+    parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that came back")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
+    parser.add_argument("--window-frames", type=int, metavar="N", help="frames at once; else as many as fit in memory")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+@dataclass
+class Scores:
+    """Sums over the frames so far."""
+
+    num_frames: int = 0
+    num_values: int = 0
+    squared_error: float = 0.0
+    ssim: float = 0.0
+    ssim_defined: bool = True
+    latent_values: int = 0
+
+    def add(self, wanted: "Tensor", got: "Tensor") -> None:
+        """Count frames, uint8 `(t, h, w, 3)`."""
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        a, b = wanted.permute(0, 3, 1, 2).float(), got.permute(0, 3, 1, 2).float()
+        self.num_frames += len(a)
+        self.num_values += a.numel()
+        self.squared_error += float(((a - b) ** 2).double().sum())
+        # The measure's window is 11 pixels wide.
+        self.ssim_defined = min(a.shape[-2:]) >= 11
+        if self.ssim_defined:
+            for x, y in zip(a, b, strict=True):
+                value: Any = structural_similarity_index_measure(x[None], y[None], data_range=255.0)
+                self.ssim += float(value)
+
+    def summary(self) -> dict[str, Any]:
+        """PSNR in dB of the whole clip (None: exact), mean SSIM of the frames (None: too small for it), counts."""
+        error = self.squared_error / self.num_values
+        return {
+            "psnr": 10 * math.log10(255**2 / error) if error else None,
+            "ssim": self.ssim / self.num_frames if self.ssim_defined else None,
+            "num_frames": self.num_frames,
+            "video_values": self.num_values,
+            "latent_values": self.latent_values,
+        }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, load, reconstruct window by window, report."""
+    check_input_file(arguments.input, "input")
+    if arguments.window_frames is not None and arguments.window_frames < 1:
+        raise KinemaError(f"`--window-frames` (={arguments.window_frames}) must be >= 1")
+
+    from kinema.files import atomic_path, check_output_file
+    from kinema.video import check_output_video
+
+    check_output_video(arguments.output, overwrite=arguments.overwrite)
+    if Path(arguments.output).exists() and Path(arguments.output).samefile(arguments.input):
+        raise KinemaError(f"`output` (={arguments.output!r}) must be another file than the input")
+    if arguments.json is not None:
+        check_output_file(arguments.json, overwrite=arguments.overwrite)
+
+    from kinema.apps.loading import load_tokenizer
+    from kinema.video import VideoReader, VideoWriter, read_video
+
+    # A file that cannot be decoded is known before the model is loaded.
+    height, width = read_video(arguments.input, max_frames=1).frames.shape[1:3]
+    tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
+    started = time.perf_counter()
+    scores = Scores()
+    with (
+        VideoReader(arguments.input) as reader,
+        VideoWriter(arguments.output, reader.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out,
+    ):
+        for frames in windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio):
+            out.write(reconstruct_window(tokenizer, frames, scores))
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{scores.num_frames} frames")
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    summary = scores.summary() | {"height": height, "width": width, "fps": reader.fps}
+    summary["input_bytes"] = Path(arguments.input).stat().st_size
+    summary["output_bytes"] = Path(arguments.output).stat().st_size
+    if arguments.json is not None:
+        with atomic_path(arguments.json) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    _print(arguments.output, summary, time.perf_counter() - started)
+
+
+def windows(reader: "VideoReader", window_frames: int | None, temporal_ratio: int) -> "Iterator[Tensor]":
+    """The frames of a file in pieces of `window_frames`, or of what `WINDOW_PIXELS` allows, in whole latent steps."""
+    import torch
+
+    pending: list[Tensor] = []
+    size = window_frames
+    for frame in reader:
+        if size is None:
+            fitting = WINDOW_PIXELS // (frame.shape[0] * frame.shape[1])
+            size = max(1 + (fitting - 1) // temporal_ratio * temporal_ratio, 1 + 4 * temporal_ratio)
+        if pending and frame.shape != pending[0].shape:
+            raise KinemaError(f"`input` (={str(reader.path)!r}) must have frames of one size")
+        pending.append(frame)
+        if len(pending) == size:
+            yield torch.stack(pending)
+            pending = []
+    if pending:
+        yield torch.stack(pending)
+
+
+def reconstruct_window(tokenizer: Any, frames: "Tensor", scores: Scores) -> "Tensor":
+    """Frames, uint8 `(t, h, w, 3)`, through the tokenizer and back; counts them in `scores`."""
+    import torch
+
+    from kinema.video import to_float, to_uint8
+
+    with torch.inference_mode():
+        code = tokenizer.encode(to_float(frames).to(tokenizer.device))
+        video = tokenizer.decode(code.latents, code.num_frames, code.height, code.width).sample
+    result = to_uint8(video[0].cpu())
+    scores.latent_values += code.latents.numel()
+    scores.add(frames, result)
+    return result
+
+
+def _print(output: str, summary: dict[str, Any], seconds: float) -> None:
+    psnr = "exact" if summary["psnr"] is None else f"PSNR {summary['psnr']:.2f} dB"
+    ssim = "" if summary["ssim"] is None else f", SSIM {summary['ssim']:.4f}"
+    ratio = summary["video_values"] / summary["latent_values"]
+    print(
+        f"{output}  {summary['num_frames']} frames of {summary['height']}x{summary['width']} at {summary['fps']:g} fps"
+        f" in {seconds:.1f} s\n{psnr}{ssim}; {summary['latent_values']:,} latent values, 1/{ratio:.1f} of the video's;"
+        f" files: {summary['input_bytes']:,} bytes in, {summary['output_bytes']:,} bytes out"
+    )

@@ -1,0 +1,28 @@
+"""Train a tokenizer or a generator. `kinema train tokenizer --help` and `kinema train diffusion --help` tell more."""
+
+import argparse
+import importlib
+
+HELP = "train a tokenizer or a generator"
+
+TRAINERS = {"tokenizer": "kinema.training.tokenizer", "diffusion": "kinema.training.diffusion"}
+"""What is trained -> the module whose `main(argv)` does it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes: the rest of the line belongs to the trainer."""
+    kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True)
+    helps = {
+        "tokenizer": "a video tokenizer, on clips",
+        "diffusion": "a diffusion transformer, on a tokenizer's latents",
+    }
+    for kind in TRAINERS:
+        # The trainer has its own parser, for the whole tree of its configuration, and answers --help.
+        command = kinds.add_parser(kind, help=helps[kind], add_help=False, allow_abbrev=False, prefix_chars="\0")
+        command.add_argument("arguments", nargs="*")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Hand over to the trainer."""
+    importlib.import_module(TRAINERS[arguments.kind]).main(arguments.arguments)

@@ -1,0 +1,134 @@
+"""A small page: prompt, or picture and prompt, to clip."""
+
+import inspect
+import itertools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+
+from kinema.apps.commands.generate import DEFAULT_FPS, generate_clip
+from kinema.errors import KinemaError
+from kinema.video import write_video
+
+EXAMPLES = (
+    "a red car drives to the right in a snowy field",
+    "a rocket flies up in the night sky",
+    "a penguin bounces on the snow",
+    "a sunflower grows in a meadow",
+    "a blue whale shrinks over the sea",
+)
+
+
+def call_defaults(pipeline: Any) -> dict[str, Any]:
+    """The default values of the arguments of a pipeline's call."""
+    parameters = inspect.signature(pipeline.__call__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def vocabulary_hint(words: Sequence[str] | None) -> str:
+    """What to tell people about the words the model knows; `words` is None for a model that takes free text."""
+    if words is None:
+        return "This model takes free text."
+    return f"This model knows {len(words)} words; what else you write is skipped: " + ", ".join(sorted(words))
+
+
+def _words(pipeline: Any) -> list[str] | None:
+    if getattr(pipeline, "text_encoder", None) is not None or getattr(pipeline, "tokenizer", None) is None:
+        return None
+    from kinema.generation.text import known_words
+
+    return known_words(pipeline.tokenizer)
+
+
+class ClipMaker:
+    """What the button does: the page's fields to a video file, in a folder that goes when this object does.
+
+    Args:
+        pipeline: A `KinemaPipeline`.
+        fps: Frames a second of the files.
+    """
+
+    def __init__(self, pipeline: Any, fps: float = DEFAULT_FPS) -> None:
+        self.pipeline = pipeline
+        self.fps = fps
+        self._folder = tempfile.TemporaryDirectory(prefix="kinema-")
+        self._numbers = itertools.count()
+
+    def __call__(
+        self, prompt: str, image: Any, seed: float, num_steps: float, guidance_scale: float, num_frames: float
+    ) -> str:
+        """The path of a new clip.
+
+        Args:
+            prompt: What it shows.
+            image: First frame, an RGB array `(h, w, 3)`, or None.
+            seed: Of the noise.
+            num_steps: Sampling steps.
+            guidance_scale: How strictly the prompt is followed.
+            num_frames: Length.
+
+        Raises:
+            gr.Error: A field has a value that is not allowed; the page shows the message.
+        """
+        try:
+            if not prompt or not prompt.strip():
+                raise KinemaError(f"`prompt` (={prompt!r}) must have a word")
+            frames = generate_clip(
+                self.pipeline,
+                prompt,
+                image=None if image is None else torch.from_numpy(image),
+                seed=int(seed),
+                num_inference_steps=int(num_steps),
+                guidance_scale=float(guidance_scale),
+                num_frames=int(num_frames),
+            )
+        except KinemaError as error:
+            raise gr.Error(str(error)) from error
+        path = Path(self._folder.name) / f"{next(self._numbers):04d}.mp4"
+        write_video(path, frames, self.fps)
+        return str(path)
+
+
+def build_app(pipeline: Any) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        pipeline: A `KinemaPipeline`.
+    """
+    defaults = call_defaults(pipeline)
+    make_clip = ClipMaker(pipeline)
+    with gr.Blocks(title="kinema", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown("# kinema\nA clip from a prompt, or from a picture and a prompt.")
+        with gr.Row():
+            with gr.Column():
+                prompt = gr.Textbox(label="Prompt", value=EXAMPLES[0])
+                image = gr.Image(label="First frame (optional)", type="numpy", image_mode="RGB")
+                with gr.Accordion("Settings", open=False):
+                    seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
+                    steps = gr.Slider(1, 100, value=defaults["num_inference_steps"], step=1, label="Steps")
+                    scale = gr.Slider(0, 15, value=defaults["guidance_scale"], step=0.5, label="Guidance scale")
+                    length = gr.Slider(1, 65, value=defaults["num_frames"], step=4, label="Frames")
+                button = gr.Button("Make the clip", variant="primary")
+            clip = gr.Video(label="Clip", autoplay=True, loop=True, interactive=False)
+        gr.Examples([[text] for text in EXAMPLES], inputs=[prompt])
+        with gr.Accordion("Words", open=False):
+            gr.Markdown(vocabulary_hint(_words(pipeline)))
+        fields = [prompt, image, seed, steps, scale, length]
+        button.click(make_clip, inputs=fields, outputs=clip, api_name="generate")
+        prompt.submit(make_clip, inputs=fields, outputs=clip, api_visibility="private")
+    return page
+
+
+def launch(pipeline: Any, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        pipeline: A `KinemaPipeline`.
+        host: Address to listen on.
+        port: Port to listen on.
+    """
+    build_app(pipeline).launch(server_name=host, server_port=port, quiet=False)

@@ -1,0 +1,91 @@
+"""Models for the commands: from the user's folder or the embedded one, on the best device, with errors of one line."""
+
+import os
+from collections.abc import Callable
+from json import JSONDecodeError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kinema.errors import KinemaError
+from kinema.weights import model_dir
+
+if TYPE_CHECKING:
+    from kinema.generation.pipeline import KinemaPipeline
+    from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+
+Model = TypeVar("Model")
+
+
+def pick_device(name: str | None = None) -> str:
+    """The device to compute on.
+
+    Args:
+        name: What the user asked for; None takes CUDA where there is one, else the CPU.
+
+    Raises:
+        KinemaError: torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise KinemaError(f"`device` (={name!r}) must be a device of this machine, like cpu or cuda") from error
+    return name
+
+
+def load_pipeline(path: str | os.PathLike[str] | None = None, *, device: str | None = None) -> "KinemaPipeline":
+    """The pipeline in a folder, or the embedded one.
+
+    Raises:
+        KinemaError: The folder is missing, or a file in it is missing or wrong.
+    """
+    folder = model_dir(path, embedded="toybox")
+
+    from kinema.generation.pipeline import KinemaPipeline
+
+    pipeline: Any = _load(lambda: KinemaPipeline.from_pretrained(str(folder), local_files_only=True), "model", folder)
+    return pipeline.to(pick_device(device))
+
+
+def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | None = None) -> "CausalVideoTokenizer":
+    """The video tokenizer in a folder, or the embedded general one.
+
+    Raises:
+        KinemaError: The folder is missing, or a file in it is missing or wrong.
+    """
+    folder = model_dir(path, embedded="kl-4x8x8-c16")
+
+    from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+
+    tokenizer: Any = _load(
+        lambda: CausalVideoTokenizer.from_pretrained(str(folder), local_files_only=True), "tokenizer", folder
+    )
+    return tokenizer.to(pick_device(device)).eval()
+
+
+def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:
+    from diffusers.utils import logging
+    from safetensors import SafetensorError
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        return load()
+    except KinemaError:
+        raise
+    # What diffusers, transformers and safetensors raise over files that are missing, cut short, or of another model.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        JSONDecodeError,
+        SafetensorError,
+    ) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {reason}") from e

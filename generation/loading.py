@@ -1,0 +1,93 @@
+"""Checks of a pipeline's folder, before and after it is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from kinema.errors import KinemaError
+
+INDEX_FILE = "model_index.json"
+_TRUSTED_PACKAGES = ("diffusers", "transformers", "kinema")
+
+
+def check_pipeline_folder(folder: Path, components: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Checks that a folder holds a pipeline, before anything that it names is imported.
+
+    Loading imports classes by the module names in the index; only modules of kinema, diffusers and transformers are
+    accepted.
+
+    Args:
+        folder: the pipeline's folder.
+        components: names that the index must hold, each with a folder of that name.
+        optional: those that may be absent or null.
+
+    Raises:
+        KinemaError: a file is missing or not what it should be, or a foreign module is named.
+    """
+    index = _read_index(folder)
+    for name in components:
+        entry = index.get(name)
+        if not entry or entry == [None, None]:
+            if name in optional:
+                continue
+            raise KinemaError(f"model folder `{folder}` must name a `{name}` in {INDEX_FILE}")
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise KinemaError(f"model folder `{folder}`: `{name}` (={entry}) in {INDEX_FILE} must be [module, class]")
+        if entry[0].split(".")[0] not in _TRUSTED_PACKAGES:
+            allowed = ", ".join(_TRUSTED_PACKAGES)
+            raise KinemaError(
+                f"model folder `{folder}`: the module of `{name}` (={entry[0]!r}) must be part of {allowed}"
+            )
+        if not (folder / name).is_dir() or not any((folder / name).glob("*.json")):
+            raise KinemaError(f"model folder `{folder}` lacks `{name}/`, or its JSON file is missing")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX_FILE
+    if not folder.is_dir():
+        raise KinemaError(f"model folder `{folder}` does not exist")
+    if not path.is_file():
+        raise KinemaError(f"model folder `{folder}` must have a file {INDEX_FILE}")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KinemaError(f"`{path}` is not readable as JSON: {one_line(error)}") from error
+    if not isinstance(index, dict):
+        raise KinemaError(f"`{path}` must hold a JSON object")
+    return index
+
+
+def check_weights(model: nn.Module, folder: Path) -> None:
+    """Checks that the safetensors files of a folder hold exactly the weights of a loaded model.
+
+    diffusers only logs what is missing and leaves those weights at random values.
+
+    Raises:
+        KinemaError: no safetensors file, an unreadable one, or names that differ.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise KinemaError(f"model folder `{folder}` must have a .safetensors file")
+    stored: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                stored.update(weights.keys())
+        except (SafetensorError, OSError) as error:
+            raise KinemaError(f"`{path}` is not readable as safetensors: {one_line(error)}") from error
+    wanted = set(model.state_dict())
+    if stored != wanted:
+        example = sorted(stored ^ wanted)[0]
+        raise KinemaError(
+            f"the weights in `{folder}` do not fit their config: {len(wanted - stored)} missing and "
+            f"{len(stored - wanted)} unknown, such as {example!r}"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line, not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,397 @@
+"""From prompts, and perhaps an image, to clips."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kinema.errors import KinemaError
+from kinema.generation.conditioning import Conditioning
+from kinema.generation.flow import TIMESTEP_SCALE
+from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
+from kinema.generation.loading import check_pipeline_folder, check_weights, one_line
+from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder, unknown_words
+from kinema.generation.transformer.model import VideoTransformer
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.interface import latent_shape, pad_to_grid
+
+logger = logging.getLogger(__name__)
+
+_COMPONENTS = ("transformer", "vae", "tokenizer", "text_encoder", "scheduler")
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
+
+
+class PromptWarning(UserWarning):
+    """A part of a prompt has no effect: words outside the vocabulary, or words beyond the longest prompt."""
+
+
+@dataclass
+class KinemaPipelineOutput(BaseOutput):
+    """What the pipeline returns.
+
+    Attributes:
+        frames: clips; see `output_type` of `KinemaPipeline.__call__`.
+    """
+
+    frames: Tensor | np.ndarray | list[list[PIL.Image.Image]]
+
+
+class KinemaPipeline(DiffusionPipeline):
+    """Text-to-video, and image-to-video by the first frame.
+
+    Args:
+        transformer: predicts the flow's velocity.
+        vae: between pixels and latents.
+        tokenizer: of words (`kinema.generation.text.build_word_tokenizer`), or of the text encoder.
+        scheduler: a flow-matching scheduler of diffusers.
+        text_encoder: a frozen text encoder of transformers; None: the transformer takes word ids.
+        sample_size: default number of frames, height, width; those of the training.
+        sample_fps: frames a second at which the clips are meant to be shown.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder"]  # noqa: RUF012 (diffusers' protocol)
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        transformer: VideoTransformer,
+        vae: CausalVideoTokenizer,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        text_encoder: PreTrainedModel | None = None,
+        sample_size: tuple[int, int, int] | list[int] = (17, 64, 64),
+        sample_fps: float = 8.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, tokenizer=tokenizer, scheduler=scheduler, text_encoder=text_encoder
+        )
+        self.register_to_config(sample_size=tuple(sample_size), sample_fps=sample_fps)
+        self._interrupt = False
+        self.set_progress_bar_config(disable=None)  # None: on a terminal only
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+        """Loads a pipeline from a folder, or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder made by `save_pretrained`, or a repository's name.
+            **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            KinemaError: a file is missing or wrong, or the index names a module of another package.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        try:
+            if not folder.exists() and _is_repository_name(str(pretrained_model_name_or_path)):
+                folder = Path(cls.download(str(pretrained_model_name_or_path), use_safetensors=True))
+            passed = tuple(name for name in _COMPONENTS if name in kwargs)
+            needed = tuple(name for name in _COMPONENTS if name not in passed)
+            check_pipeline_folder(folder, needed, optional=("text_encoder",))
+            pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
+            for name in {"transformer", "vae"} - set(passed):
+                check_weights(getattr(pipeline, name), folder / name)
+        except KinemaError:
+            raise
+        except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
+            raise KinemaError(
+                f"model folder `{pretrained_model_name_or_path}` cannot be loaded: {one_line(error)}"
+            ) from error
+        return pipeline
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` (from a callback) to stop after the present step."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | TextFeatures,
+        image: Image | Sequence[Image] | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 4.0,
+        negative_prompt: str | Sequence[str] | TextFeatures | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Float[Tensor, "b z t h w"] | None = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> KinemaPipelineOutput | tuple[Any]:
+        """Makes a clip for each prompt.
+
+        Args:
+            prompt: one prompt or several, or text features computed before.
+            image: the first frame: one for all prompts or one each. A PIL image, an array (h, w, 3), or a tensor
+                (3, h, w) in [0, 1]. The clip begins with it as the tokenizer reconstructs it.
+            num_frames: frames; any number: what exceeds whole latent steps is generated and cut off. None: the
+                pipeline's `sample_size`.
+            height: of the frames, likewise.
+            width: of the frames, likewise.
+            num_inference_steps: steps of the sampler.
+            guidance_scale: classifier-free guidance (arXiv:2207.12598, eq. 6): velocity = negative + scale ·
+                (positive - negative); at 1 or below the negative prompt is not used.
+            negative_prompt: what to steer away from; None: the empty prompt.
+            num_videos_per_prompt: clips for each prompt; they follow each other in the output.
+            generator: source of the noise; a list has one for each clip, which makes each clip independent of the
+                others in the batch.
+            latents: noise to start from instead, (b, z, t', h', w').
+            output_type: "pt": tensor (b, t, 3, h, w) in [0, 1]; "np": array (b, t, h, w, 3) in [0, 1]; "pil": a list
+                of PIL images for each clip; "latent": normalised latents.
+            return_dict: whether to wrap the result.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors), returns tensors to replace.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets.
+
+        Returns:
+            `.frames`, or a tuple of them.
+
+        Raises:
+            KinemaError: an argument is out of its range.
+
+        Warns:
+            PromptWarning: words outside the vocabulary, or a prompt that is cut.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check(num_inference_steps, num_videos_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        size = self._frame_size(num_frames, height, width)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+
+        text, negative = self._encode_prompts(prompt, negative_prompt, num_videos_per_prompt)
+        first_frames = images_for_prompts(image, len(text) // num_videos_per_prompt, *size[1:])
+        noise = self._prepare_noise(len(text), size, generator, latents)
+        conditioning = self._prepare_conditioning(first_frames, num_videos_per_prompt, noise)
+        clean = self._denoise(
+            noise, conditioning, text, negative, num_inference_steps, callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+        frames = clean if output_type == "latent" else convert_video(self._decode(clean, size), output_type)
+
+        self.maybe_free_model_hooks()
+        return KinemaPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        latents: Float[Tensor, "b z t h w"],
+        conditioning: Conditioning,
+        text: TextFeatures,
+        negative: TextFeatures,
+        num_steps: int,
+        callback: StepCallback | None,
+        callback_tensors: Sequence[str],
+    ) -> Float[Tensor, "b z t h w"]:
+        """Follows the velocity from noise to clean latents; what is given stays in place."""
+        # Evenly spaced before the scheduler shifts them; its own default would apply the shift to the last one twice.
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist(), device=latents.device)
+        self.scheduler.set_begin_index(0)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        latents = conditioning.impose(latents)
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:  # pyright: ignore
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
+                velocity = self._predict_velocity(latents, timestep, conditioning, text, negative)
+                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                latents = conditioning.impose(latents)
+                if callback is not None:
+                    tensors = {
+                        "latents": latents, "prompt_embeds": text.values, "negative_prompt_embeds": negative.values,
+                    }  # fmt: skip
+                    changed = callback(self, step, timestep, {name: tensors[name] for name in callback_tensors})
+                    latents = changed.get("latents", latents)
+                    text = TextFeatures(changed.get("prompt_embeds", text.values), text.mask)
+                    negative = TextFeatures(changed.get("negative_prompt_embeds", negative.values), negative.mask)
+                progress_bar.update()
+        return latents
+
+    def _predict_velocity(
+        self,
+        latents: Float[Tensor, "b z t h w"],
+        timestep: Float[Tensor, ""],
+        conditioning: Conditioning,
+        text: TextFeatures,
+        negative: TextFeatures,
+    ) -> Float[Tensor, "b z t h w"]:
+        """Velocity for the prompt, guided away from the negative one."""
+        t = (timestep / TIMESTEP_SCALE).expand(len(latents))
+        inputs = {
+            "hidden_states": latents.to(self.transformer.dtype),
+            "timestep": conditioning.timesteps(t, self.transformer.patch_size),
+            "return_dict": False,
+        }
+        with self.transformer.cache_context("cond"):
+            velocity = self.transformer(**inputs, encoder_hidden_states=text.values, encoder_attention_mask=text.mask)[
+                0
+            ].float()
+        if self.guidance_scale > 1:
+            with self.transformer.cache_context("uncond"):
+                away = self.transformer(
+                    **inputs, encoder_hidden_states=negative.values, encoder_attention_mask=negative.mask
+                )[0].float()
+            velocity = away + self.guidance_scale * (velocity - away)
+        return velocity
+
+    def _encode_prompts(
+        self,
+        prompt: str | Sequence[str] | TextFeatures,
+        negative_prompt: str | Sequence[str] | TextFeatures | None,
+        num_videos: int,
+    ) -> tuple[TextFeatures, TextFeatures]:
+        text = self.encode_text(prompt)
+        negative = self.encode_text("" if negative_prompt is None else negative_prompt)
+        if len(text) == 0:
+            raise KinemaError("`prompt` (=[]) must have at least one prompt")
+        if len(negative) not in (1, len(text)):
+            raise KinemaError(
+                f"`negative_prompt` (a list of {len(negative)}) must be one or as many as prompts (={len(text)})"
+            )
+        rows = torch.arange(len(text)).repeat_interleave(num_videos)
+        return text.select(rows), negative.select(rows if len(negative) > 1 else torch.zeros_like(rows))
+
+    def encode_text(self, prompt: str | Sequence[str] | TextFeatures) -> TextFeatures:
+        """Text features of prompts, as the transformer takes them; warns of what it cannot read.
+
+        Args:
+            prompt: one or several; text features are passed on.
+        """
+        device = self._execution_device
+        if isinstance(prompt, TextFeatures):
+            return prompt.to(device)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise KinemaError("`prompt` (=[]) must have at least one prompt")
+        max_length = self.transformer.config["text_max_length"]
+        if self.text_encoder is None:
+            _warn_of_unknown_words(self.tokenizer, prompts)
+            encoder: TextEncoder = WordTextEncoder(self.tokenizer, max_length)
+        else:
+            encoder = TransformersTextEncoder(self.tokenizer, self.text_encoder, max_length)
+        _warn_of_long_prompts(self.tokenizer, prompts, max_length)
+        text = encoder(prompts).to(device)
+        is_ids = not text.values.is_floating_point()
+        return text if is_ids else TextFeatures(text.values.to(self.transformer.dtype), text.mask)
+
+    def _frame_size(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """The wanted size, checked against the least that the tokenizer can hold."""
+        smallest = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
+        size = []
+        for name, given, default, least in zip(
+            ("num_frames", "height", "width"), (num_frames, height, width), self.config["sample_size"], smallest,
+            strict=True,
+        ):  # fmt: skip
+            value = default if given is None else given
+            if value < least:
+                raise KinemaError(f"`{name}` (={value}) must be at least {least}")
+            size.append(value)
+        return size[0], size[1], size[2]
+
+    def _latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent grid that holds a clip of that size: whole latent steps, and whole patches of the transformer."""
+        ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
+        t, h, w = (
+            -(-latent // patch) * patch
+            for latent, patch in zip(latent_shape(*size, *ratios), self.transformer.patch_size, strict=True)
+        )
+        return t, h, w
+
+    def _prepare_noise(
+        self,
+        num_clips: int,
+        size: tuple[int, int, int],
+        generator: Generators,
+        latents: Float[Tensor, "b z t h w"] | None,
+    ) -> Float[Tensor, "b z t h w"]:
+        shape = (num_clips, self.transformer.config["in_channels"], *self._latent_size(size))
+        if isinstance(generator, list) and len(generator) != num_clips:
+            raise KinemaError(f"`generator` (a list of {len(generator)}) must have one for each clip (={num_clips})")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise KinemaError(f"`latents` (of shape {tuple(latents.shape)}) must have the shape {shape}")
+        return latents.to(self._execution_device, torch.float32)
+
+    def _prepare_conditioning(
+        self, first_frames: Float[Tensor, "p 3 1 h w"] | None, num_videos: int, noise: Float[Tensor, "b z t h w"]
+    ) -> Conditioning:
+        """The first latent step depends on the first frame alone: encoding one frame gives it."""
+        if first_frames is None:
+            return Conditioning.nothing(noise)
+        # Whole patches, should these be larger than a latent position.
+        whole_patches = self.vae.spatial_compression_ratio * self.transformer.patch_size[1]
+        padded = pad_to_grid(first_frames, self.vae.temporal_compression_ratio, whole_patches)
+        latents = self.vae.encode(padded.to(noise.device, self.vae.dtype)).latents.float()
+        given = repeat(self.vae.normalize(latents), "p z t h w -> (p v) z t h w", v=num_videos)
+        return Conditioning.first_steps(given, num_steps=noise.shape[2])
+
+    def _decode(self, clean: Float[Tensor, "b z t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t h w"]:
+        video = self.vae.decode(self.vae.denormalize(clean)).sample
+        return video[:, :, : size[0], : size[1], : size[2]]
+
+    def _check(
+        self, num_inference_steps: int, num_videos: int, output_type: str, callback_tensors: Sequence[str]
+    ) -> None:
+        for name, value in (("num_inference_steps", num_inference_steps), ("num_videos_per_prompt", num_videos)):
+            if value < 1:
+                raise KinemaError(f"`{name}` (={value}) must be at least 1")
+        if output_type not in OUTPUT_TYPES:
+            raise KinemaError(f"`output_type` (={output_type!r}) must be one of {', '.join(OUTPUT_TYPES)}")
+        unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
+        if unknown:
+            allowed = ", ".join(self._callback_tensor_inputs)
+            raise KinemaError(f"`callback_on_step_end_tensor_inputs` (has {unknown[0]!r}) must be among {allowed}")
+
+
+def _warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+    unknown: dict[str, list[str]] = {}
+    for prompt in prompts:
+        unknown.update(unknown_words(tokenizer, prompt))
+    if unknown:
+        parts = [f"{word!r} (near: {', '.join(near)})" for word, near in unknown.items()]
+        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=5)
+
+
+def _warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> None:
+    for prompt in prompts:
+        length = len(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
+        if length > max_length:
+            warnings.warn(
+                f"a prompt of {length} tokens is cut to the model's {max_length}: {prompt[:60]!r}...",
+                PromptWarning,
+                stacklevel=5,
+            )
+
+
+def _is_repository_name(name: str) -> bool:
+    """Whether a name can be one of the Hugging Face Hub: owner/repository."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")

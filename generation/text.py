@@ -1,0 +1,194 @@
+"""From prompts to what the transformer takes: word ids, or the features of a frozen text encoder.
+
+What is here is not trained and can be cached; the trained part of the text path is in the transformer
+(`transformer.layers.TextRefiner`).
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from kinema.errors import KinemaError
+
+PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Text of a batch of prompts.
+
+    Attributes:
+        values: word ids (b, l), or features (b, l, f).
+        mask: true where there is text; at least one position a row.
+    """
+
+    values: Int[Tensor, "b l"] | Float[Tensor, "b l f"]
+    mask: Bool[Tensor, "b l"]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves both tensors."""
+        return type(self)(self.values.to(device), self.mask.to(device))
+
+    def select(self, rows: Int[Tensor, " m"] | Sequence[int]) -> Self:
+        """Takes rows, in order, as often as named; drops columns that are padding in all of them."""
+        rows = torch.as_tensor(rows, device=self.values.device)
+        return type(self)(self.values[rows], self.mask[rows]).trim()
+
+    def trim(self) -> Self:
+        """Drops the trailing columns that are padding in every row."""
+        used = self.mask.any(dim=0).nonzero()
+        length = int(used.max()) + 1 if len(used) else 1
+        return type(self)(self.values[:, :length], self.mask[:, :length])
+
+    def pad(self, length: int) -> Self:
+        """Adds padding up to a length."""
+        extra = length - self.mask.shape[1]
+        if extra <= 0:
+            return self
+        values = self.values.new_zeros(len(self), extra, *self.values.shape[2:])
+        mask = self.mask.new_zeros(len(self), extra)
+        return type(self)(torch.cat((self.values, values), dim=1), torch.cat((self.mask, mask), dim=1))
+
+    def drop(self, rows: Bool[Tensor, " b"], null: "TextFeatures") -> "TextFeatures":
+        """Replaces rows by the empty prompt: how classifier-free guidance is trained (arXiv:2207.12598, 3.1).
+
+        Args:
+            rows: which rows to replace.
+            null: the features of the empty prompt, one row.
+        """
+        length = max(self.mask.shape[1], null.mask.shape[1])
+        text, null = self.pad(length), null.pad(length).to(self.values.device)
+        rows = rows.to(self.values.device)
+        values = torch.where(rows.reshape(-1, *[1] * (text.values.ndim - 1)), null.values, text.values)
+        return TextFeatures(values, torch.where(rows[:, None], null.mask, text.mask))
+
+
+def concatenate(parts: Sequence[TextFeatures]) -> TextFeatures:
+    """Stacks batches of text, padding them to the longest."""
+    length = max(part.mask.shape[1] for part in parts)
+    padded = [part.pad(length) for part in parts]
+    return TextFeatures(torch.cat([part.values for part in padded]), torch.cat([part.mask for part in padded]))
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into text features. The empty prompt is the one that guidance steers away from."""
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures: ...
+
+
+@dataclass(frozen=True)
+class WordTextEncoder:
+    """Text as ids of a fixed word vocabulary; see `build_word_tokenizer`.
+
+    Attributes:
+        tokenizer: the vocabulary.
+        max_length: longest prompt in tokens; longer ones are cut.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int = 64
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Returns ids (b, l) padded to the longest prompt; the empty prompt is the start token alone."""
+        return _tokenize(self.tokenizer, prompts, self.max_length)
+
+
+class TransformersTextEncoder:
+    """Text as the last hidden states of a frozen `transformers` text encoder (T5, CLIP, ...).
+
+    Args:
+        tokenizer: the encoder's tokenizer.
+        model: the encoder; it is frozen and set to evaluation.
+        max_length: longest prompt in tokens; longer ones are cut.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: nn.Module, max_length: int = 64) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.model: Any = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Returns features (b, l, f), zero at padding."""
+        tokens = _tokenize(self.tokenizer, prompts, self.max_length).to(self.model.device)
+        states = self.model(input_ids=tokens.values, attention_mask=tokens.mask.long()).last_hidden_state
+        return TextFeatures(states * tokens.mask[:, :, None], tokens.mask)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> TextFeatures:
+    encoded = tokenizer(list(prompts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    return TextFeatures(encoded["input_ids"], encoded["attention_mask"].bool())  # pyright: ignore
+
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def split_words(text: str) -> list[str]:
+    """Splits text as the word tokenizer does: lower case, runs of letters and digits."""
+    return _WORD.findall(text.lower())
+
+
+def build_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Makes a tokenizer of a fixed vocabulary of words.
+
+    Prompts are lower-cased and split at everything but letters and digits; a start token comes first, so that the empty
+    prompt has one token. Ids: 0 padding, 1 unknown word, 2 start, then the words in the given order.
+
+    Args:
+        words: lower-case words of letters and digits, each once.
+
+    Raises:
+        KinemaError: no words, or one that is repeated or not of lower-case letters and digits.
+    """
+    words = list(words)
+    if not words:
+        raise KinemaError("`words` (=[]) must name at least one word")
+    vocabulary = {PAD: 0, UNKNOWN: 1, START: 2}
+    for word in words:
+        if split_words(word) != [word] or word in vocabulary:
+            raise KinemaError(f"`words` (has {word!r}) must be distinct and of lower-case letters and digits only")
+        vocabulary[word] = len(vocabulary)
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
+    words_only = pre_tokenizers.Split(Regex(_WORD.pattern), "removed", invert=True)
+    backend.pre_tokenizer = words_only  # pyright: ignore[reportAttributeAccessIssue]
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"{START} $A", special_tokens=[(START, vocabulary[START])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, bos_token=START, padding_side="right"
+    )
+
+
+def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a tokenizer made by `build_word_tokenizer`, in order of id."""
+    special = set(tokenizer.all_special_tokens)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return [word for word, _ in vocabulary if word not in special]
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, num_near: int = 3) -> dict[str, list[str]]:
+    """Finds the words of a prompt that the vocabulary lacks.
+
+    Args:
+        tokenizer: made by `build_word_tokenizer`.
+        prompt: the prompt.
+        num_near: how many near words to offer.
+
+    Returns:
+        Each unknown word with the known words that are spelled most like it, nearest first.
+    """
+    known = known_words(tokenizer)
+    vocabulary = set(known)
+    unknown = dict.fromkeys(word for word in split_words(prompt) if word not in vocabulary)
+    return {word: difflib.get_close_matches(word, known, n=num_near, cutoff=0.0) for word in unknown}

@@ -1,0 +1,286 @@
+"""The parts of the video transformer.
+
+Shapes: b batch, n video tokens in the order (t h w), l text tokens, d width, k heads, e head width,
+g groups of consecutive video tokens that share a timestep (g divides n).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kinema.generation.transformer.rope import apply_rotary
+
+RotaryTable = tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
+
+# Up to this many scores a head, explicit matmuls on a CPU beat the fused kernel, whose bfloat16 backward is 3 to 5
+# times slower than theirs (measured: 80 x 80 scores, 4 heads of 64, batch 32: 5 ms against 21 ms).
+_EXPLICIT_SCORES_LIMIT = 512 * 512
+
+
+def attend(
+    query: Float[Tensor, "b n k e"],
+    key: Float[Tensor, "b m k e"],
+    value: Float[Tensor, "b m k e"],
+    mask: Bool[Tensor, "b m"] | None = None,
+) -> Float[Tensor, "b n k e"]:
+    """Softmax attention through diffusers' dispatcher, or spelled out where that is faster (short, on a CPU).
+
+    Args:
+        query: queries.
+        key: keys.
+        value: values.
+        mask: which keys exist; at least one a row.
+    """
+    if query.device.type == "cpu" and query.shape[1] * key.shape[1] <= _EXPLICIT_SCORES_LIMIT:
+        return _attend_explicitly(query, key, value, mask)
+    attn_mask = None if mask is None else mask[:, None, None, :]
+    return dispatch_attention_fn(query, key, value, attn_mask=attn_mask)
+
+
+def _attend_explicitly(
+    query: Float[Tensor, "b n k e"],
+    key: Float[Tensor, "b m k e"],
+    value: Float[Tensor, "b m k e"],
+    mask: Bool[Tensor, "b m"] | None,
+) -> Float[Tensor, "b n k e"]:
+    scores = torch.matmul(query.transpose(1, 2) * query.shape[-1] ** -0.5, key.permute(0, 2, 3, 1))
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], -math.inf)
+    # Back to the values' dtype: under autocast softmax may return float32, which would slow the second product.
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return torch.matmul(weights, value.transpose(1, 2)).transpose(1, 2)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of every head of several projections at once (QK-norm; a learned gain for each projection).
+
+    Computed and returned in float32: queries and keys meet in a dot product that is sensitive to rounding.
+    """
+
+    def __init__(self, num_projections: int, head_dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_projections, 1, head_dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b n s k e"]) -> Float[Tensor, "b n s k e"]:
+        x = x.float()
+        # vector_norm + rsqrt: on CPUs several times faster than F.rms_norm, which is composite there.
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+        return x * torch.rsqrt(mean_square + self.eps) * self.weight
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with QK-norm, and rotary places when given."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm = HeadNorm(2, dim // num_heads)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotary: RotaryTable | None = None, mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        qkv = rearrange(self.qkv(x), "b n (s k e) -> b n s k e", s=3, k=self.num_heads)
+        query_key = self.norm(qkv[:, :, :2])
+        if rotary is not None:
+            query_key = apply_rotary(query_key, rotary)
+        query, key = query_key.to(qkv.dtype).unbind(2)
+        return self.out(attend(query, key, qkv[:, :, 2], mask).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from video tokens to text tokens, with QK-norm."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.norm_query = HeadNorm(1, dim // num_heads)
+        self.norm_key = HeadNorm(1, dim // num_heads)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], text: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b n d"]:
+        query = rearrange(self.query(x), "b n (s k e) -> b n s k e", s=1, k=self.num_heads)
+        key_value = rearrange(self.key_value(text), "b l (s k e) -> b l s k e", s=2, k=self.num_heads)
+        key = self.norm_key(key_value[:, :, :1]).to(key_value.dtype)
+        query = self.norm_query(query).to(key_value.dtype)
+        return self.out(attend(query[:, :, 0], key[:, :, 0], key_value[:, :, 1], mask).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (arXiv:2002.05202, eq. 6); `hidden` is rounded up to a multiple of 64."""
+
+    def __init__(self, dim: int, mlp_ratio: float) -> None:
+        super().__init__()
+        # Two thirds of the ratio: the same number of weights as a plain feed-forward layer of that ratio.
+        hidden = 64 * math.ceil(dim * mlp_ratio * 2 / 3 / 64)
+        self.gate_up = nn.Linear(dim, 2 * hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class DistinctTimesteps(NamedTuple):
+    """Per-token timesteps, each (clip, timestep) pair once."""
+
+    timestep: Float[Tensor, " u"]
+    """The timestep of each distinct pair."""
+    clip: Int[Tensor, " u"]
+    """The row of the batch of each distinct pair."""
+    pair: Int[Tensor, "b g"]
+    """Which pair each group of tokens uses; g is 1 (the clip has one timestep), t' (one a latent step) or n."""
+
+
+def distinct_timesteps(timestep: Float[Tensor, "b n"], num_steps: int) -> DistinctTimesteps:
+    """Finds the distinct timesteps of a batch, and the coarsest grouping of tokens that keeps them apart.
+
+    Modulation is a product of the timestep and the clip alone; a clip has one or two timesteps and thousands of tokens.
+
+    Args:
+        timestep: the timestep of each token, order (t h w).
+        num_steps: latent steps t' that the tokens belong to; n is a multiple of it.
+    """
+    batch = timestep.shape[0]
+    by_step = timestep.unflatten(1, (num_steps, -1))
+    if bool((timestep == timestep[:, :1]).all()):
+        groups = timestep[:, :1]
+    elif bool((by_step == by_step[:, :, :1]).all()):
+        groups = by_step[:, :, 0]
+    else:
+        groups = timestep
+    values, value_index = torch.unique(groups, return_inverse=True)
+    rows = torch.arange(batch, device=timestep.device)[:, None]
+    distinct, pair = torch.unique(rows * len(values) + value_index, return_inverse=True)
+    return DistinctTimesteps(values[distinct % len(values)], distinct // len(values), pair)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoids of the timestep (in thousandths of the path), then two linear layers."""
+
+    def __init__(self, dim: int, num_frequencies: int = 128, max_period: float = 10000.0) -> None:
+        super().__init__()
+        self.num_frequencies, self.max_period = num_frequencies, max_period
+        self.linear_in = nn.Linear(2 * num_frequencies, dim)
+        self.linear_out = nn.Linear(dim, dim)
+
+    def forward(self, timestep: Float[Tensor, " u"]) -> Float[Tensor, "u d"]:
+        exponents = torch.arange(self.num_frequencies, device=timestep.device) / self.num_frequencies
+        angles = timestep.float()[:, None] * self.max_period**-exponents
+        features = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        return self.linear_out(F.silu(self.linear_in(features.to(self.linear_in.weight.dtype))))
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b g d"], scale: Float[Tensor, "b g d"]
+) -> Float[Tensor, "b n d"]:
+    """x · (1 + scale) + shift, each group of tokens with its own."""
+    groups = x.unflatten(1, (shift.shape[1], -1))
+    return torch.addcmul(shift[:, :, None], groups, 1 + scale[:, :, None]).flatten(1, 2)
+
+
+def add_gated(
+    x: Float[Tensor, "b n d"], gate: Float[Tensor, "b g d"], branch: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b n d"]:
+    """x + gate · branch, each group of tokens with its own gate."""
+    groups, branches = (tokens.unflatten(1, (gate.shape[1], -1)) for tokens in (x, branch))
+    return torch.addcmul(groups, gate[:, :, None], branches).flatten(1, 2)
+
+
+class VideoBlock(nn.Module):
+    """Self-attention over the clip, cross-attention to the text, feed-forward; each before a residual sum.
+
+    The modulation is shared by all blocks; a block adds its own learned table (PixArt-alpha, arXiv:2310.00426, 2.3).
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(6, dim))
+        self.norm_self = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.norm_cross = nn.LayerNorm(dim, eps=1e-6)
+        self.cross_attention = CrossAttention(dim, num_heads)
+        self.norm_mlp = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = SwiGLU(dim, mlp_ratio)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        modulation: Float[Tensor, "b g 6 d"],
+        text: Float[Tensor, "b l d"],
+        text_mask: Bool[Tensor, "b l"],
+        rotary: RotaryTable,
+    ) -> Float[Tensor, "b n d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
+        x = add_gated(x, gate1, self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary))
+        x = x + self.cross_attention(self.norm_cross(x), text, text_mask)
+        return add_gated(x, gate2, self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
+
+
+class TextBlock(nn.Module):
+    """A pre-norm transformer layer over the text tokens."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm_self = nn.LayerNorm(dim, eps=1e-6)
+        self.self_attention = SelfAttention(dim, num_heads)
+        self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SwiGLU(dim, mlp_ratio)
+
+    def forward(self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        x = x + self.self_attention(self.norm_self(x), mask=mask)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class TextRefiner(nn.Module):
+    """The trained part of the text path: word ids or a frozen encoder's features -> text tokens and their mean.
+
+    Args:
+        dim: width of the transformer.
+        num_heads: heads of the refiner layers.
+        num_layers: refiner layers.
+        mlp_ratio: width of their feed-forward layers over `dim`.
+        vocab_size: number of words, when the text comes as ids.
+        feature_dim: width of the features, when the text comes from a frozen encoder.
+        max_length: longest prompt, in tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        mlp_ratio: float,
+        vocab_size: int | None,
+        feature_dim: int | None,
+        max_length: int,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, dim) if vocab_size is not None else None
+        self.project = nn.Sequential(nn.LayerNorm(feature_dim), nn.Linear(feature_dim, dim)) if feature_dim else None
+        self.places = nn.Parameter(torch.zeros(max_length, dim))
+        self.blocks = nn.ModuleList(TextBlock(dim, num_heads, mlp_ratio) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(
+        self, text: Int[Tensor, "b l"] | Float[Tensor, "b l f"], mask: Bool[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
+        x = self.embed(text) if self.embed is not None else self.project(text.to(self.places.dtype))  # pyright: ignore
+        x = x + self.places[: x.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        weights = mask.to(x.dtype)[:, :, None]
+        return x, (x * weights).sum(1) / weights.sum(1)

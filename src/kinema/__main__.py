@@ -1,0 +1,8 @@
+"""`python -m kinema` is the command `kinema`."""
+
+import sys
+
+from kinema.apps.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

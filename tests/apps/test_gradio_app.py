@@ -1,0 +1,50 @@
+"""The page: it builds, and its button makes clips."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+import torch
+
+from kinema.apps.gradio_app import ClipMaker, build_app, vocabulary_hint
+from kinema.video import read_video
+
+
+def test_page_has_fields_with_the_pipelines_defaults(pipeline: Any):
+    page = build_app(pipeline)
+    fields = {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}  # pyright: ignore
+    assert fields["Frames"].value == 5
+    assert fields["Steps"].value == 20
+    assert fields["Guidance scale"].value == 3.0
+    assert {"Prompt", "First frame (optional)", "Seed", "Clip"} <= set(fields)
+
+
+def test_page_lists_the_words_of_a_word_model(pipeline: Any):
+    from kinema.generation.text import build_word_tokenizer
+
+    pipeline.text_encoder = None
+    pipeline.tokenizer = build_word_tokenizer(["car", "bus"])
+    texts = [block.value for block in build_app(pipeline).blocks.values() if isinstance(block, gr.Markdown)]
+    assert any("knows 2 words" in text and "bus, car" in text for text in texts)
+    assert "free text" in vocabulary_hint(None)
+
+
+def test_button_makes_a_clip(pipeline: Any):
+    make_clip = ClipMaker(pipeline)
+    image = torch.full((16, 16, 3), 200, dtype=torch.uint8).numpy()
+    path = make_clip("a car", image, 3, 2, 1.5, 9)
+    frames = read_video(path).frames
+    assert frames.shape == (9, 16, 16, 3)
+    assert abs(int(frames[0].float().mean()) - 200) <= 2
+    assert pipeline.calls == [{"prompt": "a car", "seed": 3, "steps": 2}]
+    assert make_clip("a car", None, 3, 2, 1.5, 9) != path
+    folder = Path(path).parent
+    del make_clip
+    assert not folder.exists()
+
+
+def test_mistake_is_shown_on_the_page(pipeline: Any):
+    make_clip = ClipMaker(pipeline)
+    with pytest.raises(gr.Error, match="prompt"):
+        make_clip("  ", None, 0, 2, 1.5, 9)

@@ -1,0 +1,106 @@
+"""`kinema reconstruct`: as many frames of the same size at the same rate, honestly measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from kinema.apps.cli import main
+from kinema.apps.commands.reconstruct import windows
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.video import VideoReader, read_video, to_float, to_uint8, write_video
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    CausalVideoTokenizer(**TINY).save_pretrained(folder)
+    return folder
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (5, 16, 24), (6, 17, 23), (2, 9, 50)])
+def test_shape_and_rate_are_kept(shape: tuple[int, int, int], model: Path, tmp_path: Path):
+    write_video(tmp_path / "in.mp4", noise(*shape), 24000 / 1001, lossless=True)
+    argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
+    assert main(argv) == 0
+    result = read_video(tmp_path / "out.mp4")
+    assert result.frames.shape == (*shape, 3)
+    assert result.fps == pytest.approx(24000 / 1001)
+
+
+def test_lossless_result_and_numbers(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    frames = noise(5, 16, 16)
+    write_video(tmp_path / "in.mp4", frames, 24, lossless=True)
+    argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model), "--lossless"]
+    assert main([*argv, "--json", str(tmp_path / "r.json")]) == 0
+    tokenizer = CausalVideoTokenizer.from_pretrained(str(model)).eval()
+    with torch.inference_mode():
+        wanted = to_uint8(tokenizer.reconstruct(to_float(frames))[0])
+    result = read_video(tmp_path / "out.mp4").frames
+    assert torch.equal(result, wanted)
+    numbers = json.loads((tmp_path / "r.json").read_text())
+    assert numbers["psnr"] == pytest.approx(
+        float(peak_signal_noise_ratio(result.float(), frames.float(), data_range=255.0)), abs=1e-3
+    )
+    assert -1 <= numbers["ssim"] <= 1
+    assert numbers["num_frames"] == 5
+    assert numbers["video_values"] == frames.numel()
+    assert numbers["latent_values"] == tokenizer.encode(to_float(frames)).latents.numel()
+    assert numbers["output_bytes"] == (tmp_path / "out.mp4").stat().st_size
+    assert f"PSNR {numbers['psnr']:.2f} dB" in capsys.readouterr().out
+
+
+def test_windows_cover_every_frame_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    frames = noise(50, 16, 16)
+    write_video(tmp_path / "in.mp4", frames, 24, lossless=True)
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        assert [len(piece) for piece in windows(reader, None, 4)] == [50]
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        pieces = list(windows(reader, 9, 4))
+    assert [len(piece) for piece in pieces] == [9, 9, 9, 9, 9, 5]
+    assert torch.equal(torch.cat(pieces), frames)
+    # Large frames: as many as fit, in whole latent steps, yet some at once however large they are.
+    monkeypatch.setattr("kinema.apps.commands.reconstruct.WINDOW_PIXELS", 24 * 16 * 16)
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        assert [len(piece) for piece in windows(reader, None, 4)] == [21, 21, 8]
+    monkeypatch.setattr("kinema.apps.commands.reconstruct.WINDOW_PIXELS", 1)
+    with VideoReader(tmp_path / "in.mp4") as reader:
+        assert [len(piece) for piece in windows(reader, None, 4)] == [17, 17, 16]
+
+
+def test_windows_on_the_command_line(model: Path, tmp_path: Path):
+    write_video(tmp_path / "in.mp4", noise(7, 16, 16), 24, lossless=True)
+    argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
+    assert main([*argv, "--window-frames", "5", "--lossless"]) == 0
+    tokenizer = CausalVideoTokenizer.from_pretrained(str(model)).eval()
+    frames = read_video(tmp_path / "in.mp4").frames
+    with torch.inference_mode():
+        wanted = [to_uint8(tokenizer.reconstruct(to_float(piece))[0]) for piece in (frames[:5], frames[5:])]
+    assert torch.equal(read_video(tmp_path / "out.mp4").frames, torch.cat(wanted))
+
+
+def test_truncated_in_the_middle_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_video(tmp_path / "in.mp4", noise(24, 16, 16), 24)
+    data = (tmp_path / "in.mp4").read_bytes()
+    (tmp_path / "in.mp4").write_bytes(data[: len(data) * 3 // 4])
+    argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
+    assert main(argv) == 2
+    assert "truncated" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_too_small_for_ssim(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_video(tmp_path / "in.mp4", noise(1, 8, 8), 24, lossless=True)
+    argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "PSNR" in out
+    assert "SSIM" not in out

@@ -1,0 +1,117 @@
+"""The layout of the project: links, packages, laziness, and what the wheel holds."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import kinema
+
+ROOT = Path(__file__).parent.parent
+AREAS = ("tokenizers", "generation", "training", "eval", "apps")
+
+
+def run_python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_area_is_a_relative_link_to_the_folder_at_the_root(area: str):
+    link = ROOT / "src" / "kinema" / area
+    assert link.is_symlink()
+    assert not link.readlink().is_absolute()
+    assert link.resolve() == (ROOT / area).resolve()
+    assert (ROOT / area).is_dir()
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_area_has_no_init_and_its_packages_have_one(area: str):
+    assert not (ROOT / area / "__init__.py").exists()
+    for folder in (ROOT / area).rglob("*"):
+        if folder.is_dir() and folder.name != "__pycache__" and any(folder.glob("*.py")):
+            assert (folder / "__init__.py").exists(), folder
+
+
+def test_no_area_shadows_an_installed_package_at_the_root():
+    # In the repository's root, `tokenizers` must still be the Hugging Face package.
+    result = run_python("from transformers import AutoTokenizer; import tokenizers; print(tokenizers.__file__)")
+    assert result.returncode == 0, result.stderr
+    assert "site-packages" in result.stdout
+
+
+def test_public_names_are_lazy():
+    code = """
+import sys, kinema
+assert "torch" not in sys.modules
+assert kinema.__version__
+assert set(dir(kinema)) >= {"CausalVideoTokenizer", "VideoTransformer", "KinemaPipeline", "__version__"}
+assert "torch" not in sys.modules
+assert kinema.CausalVideoTokenizer.__name__ == "CausalVideoTokenizer"
+assert "torch" in sys.modules
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", ["CausalVideoTokenizer", "VideoTransformer", "KinemaPipeline"])
+def test_public_name_resolves_to_the_class_of_that_name(name: str):
+    assert getattr(kinema, name).__name__ == name
+
+
+def test_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Nonsense"):
+        _ = kinema.Nonsense  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_files_are_short_and_have_docstrings():
+    for area in AREAS:
+        for file in (ROOT / area).rglob("*.py"):
+            text = file.read_text()
+            assert text.count("\n") < 400, file
+            assert not text.strip() or text.startswith('"""'), file
+
+
+def test_nobody_unpickles():
+    forbidden = ("pickle.load", "torch.load(", "import pickle", "eval(compile")
+    for area in AREAS:
+        for file in (ROOT / area).rglob("*.py"):
+            assert not any(word in file.read_text() for word in forbidden), file
+
+
+def test_wheel_holds_real_files(tmp_path: Path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True, env=environment)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        assert archive.read("kinema/apps/cli.py") == (ROOT / "apps" / "cli.py").read_bytes()
+    for area in AREAS:
+        wanted = {f"kinema/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / area).rglob("*.py")}
+        assert wanted <= set(entries)
+    assert "kinema/py.typed" in entries
+    assert "kinema/apps/assets/first_frame.png" in entries
+    # A link in a zip archive has S_IFLNK in the upper bits of its attributes.
+    assert not [name for name, info in entries.items() if (info.external_attr >> 28) == 0xA]
+    assert not [name for name in entries if not name.startswith(("kinema/", "kinema-"))]
+    shipped = {f"kinema/weights/{path.relative_to(ROOT / 'src/kinema/weights').as_posix()}"
+               for path in (ROOT / "src/kinema/weights").rglob("*") if path.is_file()}  # fmt: skip
+    assert shipped <= set(entries)
+    assert sum(entries[name].file_size for name in shipped) <= 60e6
+
+
+def test_readme_shows_the_prompts_of_the_demo():
+    from kinema.apps.demo import FIRST_FRAME_PROMPT, PROMPTS
+
+    text = (ROOT / "README.md").read_text()
+    assert len(PROMPTS) == 4
+    for prompt in (*PROMPTS, FIRST_FRAME_PROMPT):
+        assert prompt in text
+
+
+def test_version_is_the_same_everywhere():
+    assert f'version: "{kinema.__version__}"' in (ROOT / "CITATION.cff").read_text()
+    assert f"## {kinema.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,54 @@
+"""The Gaussian bottleneck of variational auto-encoders (arXiv 1312.6114)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
+
+
+# Training starts with a posterior that is narrow against the prior (std 0.02), so that samples carry the signal.
+_INITIAL_LOGVAR = -8.0
+
+
+class DiagonalGaussian:
+    """A Gaussian with a mean and a log-variance per element; the interface of diffusers' ``latent_dist``."""
+
+    def __init__(self, mean: Float[Tensor, "b z t h w"], logvar: Float[Tensor, "b z t h w"]):
+        self.mean = mean
+        self.logvar = logvar.clamp(-30.0, 10.0)
+        self.var = self.logvar.exp()
+        self.std = (0.5 * self.logvar).exp()
+
+    def mode(self) -> Float[Tensor, "b z t h w"]:
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b z t h w"]:
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
+        return self.mean + self.std * noise
+
+    def kl(self) -> Float[Tensor, "b z t h w"]:
+        """Divergence from N(0, 1) of every element, in nats (arXiv 1312.6114, appendix B)."""
+        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar)
+
+
+class KL(Bottleneck):
+    """Mean and log-variance, both predicted; the latent is the mean, or a sample while training."""
+
+    def __init__(self, latent_channels: int):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.in_channels = 2 * latent_channels
+
+    def forward(
+        self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None
+    ) -> BottleneckOutput:
+        # The posterior is computed in float32: exp of a bfloat16 log-variance is too coarse.
+        mean, logvar = h.float().chunk(2, dim=1)
+        dist = DiagonalGaussian(mean, logvar + _INITIAL_LOGVAR)
+        latents = dist.sample(generator) if sample else dist.mode()
+        return BottleneckOutput(
+            latents=latents, mode=dist.mode(), latent_dist=dist, losses={"kl": dist.kl().mean()}
+        )

@@ -1,0 +1,149 @@
+"""Checkpoints: a folder each, complete or absent; safetensors and JSON only.
+
+    checkpoints/step-00001000/{model,ema,optimizer}.safetensors, state.json
+
+A checkpoint is written to a temporary folder beside the others, which is then renamed. Random numbers need no state:
+they are a function of (seed, rank, step), see `kinema.training.seeds`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kinema.errors import KinemaError
+from kinema.training.ema import EMA
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands."""
+
+    step: int = 0
+    """Steps done; also the position in the data."""
+    elapsed: float = 0.0
+    """Seconds of training so far, all sessions together."""
+    score: float | None = None
+    """Score of this step's averaged weights (higher is better), if they were evaluated."""
+    best_score: float | None = None
+    """Best score so far."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last evaluation."""
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Makes `folder` by calling `write` on a temporary folder beside it, then renaming: all of it or nothing.
+
+    A folder that exists is replaced once the new one is complete.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(folder)
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest `keep_last` and the best one are kept.
+
+    Args:
+        folder: where they are.
+        keep_last: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if (p / "state.json").is_file())
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest score, if any was evaluated."""
+        scored = [(score, path) for path in self.all() if (score := read_state(path).score) is not None]
+        return max(scored)[1] if scored else None
+
+    def save(self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, state: TrainingState) -> Path:
+        """Writes a checkpoint, then removes those no longer needed."""
+
+        def write(folder: Path) -> None:
+            save_file(contiguous(model.state_dict()), folder / "model.safetensors")
+            save_file(contiguous(ema.model.state_dict()), folder / "ema.safetensors")
+            save_file(optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+            values = asdict(state) | {"ema_updates": ema.num_updates}
+            (folder / "state.json").write_text(json.dumps(values, indent=2) + "\n")
+
+        path = self.folder / f"step-{state.step:08d}"
+        write_folder(path, write)
+        kept = {*self.all()[-self.keep_last :], self.best()}
+        for other in self.all():
+            if other not in kept:
+                shutil.rmtree(other)
+        return path
+
+    def load_last(self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+        """Puts the newest checkpoint into model, average and optimizer; None if there is none."""
+        if not self.all():
+            return None
+        path = self.all()[-1]
+        try:
+            model.load_state_dict(load_file(path / "model.safetensors"))
+            ema.model.load_state_dict(load_file(path / "ema.safetensors"))
+            load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise KinemaError(f"`checkpoint` (={path}) must fit the model of this training: {reason}") from error
+        ema.num_updates = json.loads((path / "state.json").read_text())["ema_updates"]
+        return read_state(path)
+
+
+def read_state(path: Path) -> TrainingState:
+    """The state stored in a checkpoint folder."""
+    values: dict[str, Any] = json.loads((path / "state.json").read_text())
+    values.pop("ema_updates")
+    return TrainingState(**values)
+
+
+def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them."""
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: `<parameter number>.<name>`."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value).detach().contiguous()
+        for number, state in states.items()
+        for name, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; learning rates and the like stay as they are."""
+    whole = optimizer.state_dict()
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        states.setdefault(int(number), {})[name] = tensor
+    whole["state"] = states
+    optimizer.load_state_dict(whole)

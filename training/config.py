@@ -1,0 +1,325 @@
+"""Training configurations: typed, frozen, saved with the weights.
+
+A preset names a model and the settings it trains with by default. The tables at the end are the presets.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from kinema.errors import KinemaError
+
+VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training has: where data and results are, how long, how fast, how often things are looked at."""
+
+    preset: str
+    """Name of the model and of these default settings."""
+    data: tuple[str, ...] = ()
+    """Folders of video files, and/or the word `toybox`."""
+    data_weights: tuple[float, ...] = ()
+    """Share of the clips that each entry of `data` gives (default: equal shares)."""
+    sprites: Path | None = None
+    """Sprite folder of the Toybox world (default: built-in drawn shapes)."""
+    toybox_objects: Literal["default", "all"] = "default"
+    """Which objects Toybox clips show."""
+    toybox_num_objects: tuple[int, int] = (1, 1)
+    """Least and largest number of objects in a Toybox clip."""
+    validation: tuple[str, ...] = VALIDATION_PREFIXES
+    """Prefixes of file names: these sources are never trained on, and evaluated."""
+    output: Path | None = None
+    """The run's folder (default: runs/PRESET)."""
+    cache_dir: Path | None = None
+    """Where decoded clips and latents are kept (default: the folder `cache` of the run)."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder (from the start when there is none)."""
+    seed: int = 0
+    """Seed of the weights, of the data and of the noise."""
+
+    batch_size: int = 8
+    """Clips a step and process."""
+    num_steps: int = 20_000
+    """Optimizer steps of the whole training."""
+    max_minutes: float | None = None
+    """Stop (and save) after this time, all sessions of the run together."""
+    schedule_on: Literal["steps", "minutes"] = "steps"
+    """What the learning rate follows: steps out of `num_steps`, or time out of `max_minutes` (not bit-exact)."""
+    schedule: Literal["trapezoid", "cosine", "constant"] = "trapezoid"
+    """Shape of the learning rate after the warm-up."""
+    decay_fraction: float = 0.3
+    """Last part of the training over which a trapezoid falls to zero."""
+    warmup_steps: int = 200
+    """Steps over which the learning rate rises from zero."""
+    learning_rate: float = 5e-4
+    """Highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's two running means."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay, on matrices and kernels only."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights, which are what is evaluated and saved."""
+    mixed_precision: Literal["bf16", "no"] = "bf16"
+    """Autocast type; the weights themselves stay float32."""
+    num_workers: int = 1
+    """Threads that prepare the next batches (0: none)."""
+    cpu: bool = False
+    """Train on the CPU even where there is an accelerator."""
+
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    eval_every: int = 1000
+    """Steps between two evaluations."""
+    sample_every: int = 1000
+    """Steps between two sample clips."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    keep_last: int = 2
+    """Checkpoints kept besides the best one."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_steps", "log_every", "eval_every", "sample_every", "save_every", "keep_last"):
+            _require(self, name, getattr(self, name) >= 1, "be at least 1")
+        for name in ("warmup_steps", "num_workers", "weight_decay"):
+            _require(self, name, getattr(self, name) >= 0, "be at least 0")
+        _require(self, "learning_rate", self.learning_rate > 0, "be above 0")
+        _require(self, "max_grad_norm", self.max_grad_norm > 0, "be above 0")
+        _require(self, "ema_decay", 0 <= self.ema_decay < 1, "be in [0, 1)")
+        _require(self, "decay_fraction", 0 < self.decay_fraction <= 1, "be in (0, 1]")
+        _require(self, "max_minutes", self.max_minutes is None or self.max_minutes > 0, "be above 0")
+        _require(
+            self,
+            "schedule_on",
+            self.schedule_on == "steps" or self.max_minutes is not None,
+            "be 'steps' unless `max_minutes` is given",
+        )
+        _require(
+            self,
+            "data_weights",
+            len(self.data_weights) in (0, len(self.data)) and all(w > 0 for w in self.data_weights),
+            f"be one positive number for each of the {len(self.data)} entries of `data`",
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.output or Path("runs") / self.preset
+
+    @property
+    def run_cache_dir(self) -> Path:
+        """Where decoded clips and latents are kept."""
+        return self.cache_dir or self.run_dir / "cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTrainingConfig(TrainingConfig):
+    """Training of a `CausalVideoTokenizer`."""
+
+    shapes: tuple[str, ...] = ("17x64x64",)
+    """Clip sizes as FRAMESxHEIGHTxWIDTH, one drawn for each step; `batch_size` counts clips of the first, other sizes
+    get as many clips as make the same number of pixels."""
+    cache_short_side: int = 160
+    """Clips are decoded once, scaled to this short side."""
+    max_stride: int = 2
+    """Largest step between two frames of a training clip."""
+    max_zoom_out: float = 1.25
+    """Crops are up to this many times larger than the clip size, then scaled down; half of them are not scaled."""
+
+    mse_weight: float = 1.0
+    """Weight of the mean squared error, pixels in [-1, 1]."""
+    l1_weight: float = 0.0
+    """Weight of the mean absolute error."""
+    charbonnier_weight: float = 0.0
+    """Weight of the Charbonnier error."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS (fetches the weights of a VGG network)."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence of the posterior."""
+    sample_posterior: bool = True
+    """Decode a draw from the posterior while training, not its mode."""
+    init_linear: bool = False
+    """Start from the best linear code (KLT) of some training batches."""
+
+    validation_clips: int = 2
+    """Clips evaluated for each validation source."""
+    validation_shape: str = "17x128x128"
+    """Size of the clips evaluated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, "shapes", len(self.shapes) >= 1, "name at least one size")
+        for shape in (*self.shapes, self.validation_shape):
+            parse_shape(shape)
+        _require(self, "max_stride", self.max_stride >= 1, "be at least 1")
+        _require(self, "max_zoom_out", self.max_zoom_out >= 1, "be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTrainingConfig(TrainingConfig):
+    """Training of a `VideoTransformer` on the latents of a tokenizer."""
+
+    tokenizer: Path | None = None
+    """Folder of the trained tokenizer, for example `model` in the folder of its run."""
+    text_encoder: Path | None = None
+    """Folder of a frozen `transformers` text encoder (default: a vocabulary of the captions' words)."""
+    text_max_length: int = 64
+    """Longest prompt in tokens."""
+    shape: str = "17x64x64"
+    """Clip size as FRAMESxHEIGHTxWIDTH."""
+    num_clips: int = 30_000
+    """Clips whose latents are computed once and kept; 0: fresh clips, encoded in each step."""
+    cache_short_side: int = 160
+    """Video files are decoded once, scaled to this short side."""
+    max_stride: int = 1
+    """Largest step between two frames of a clip of a video file."""
+    max_zoom_out: float = 2.0
+    """Crops of video files are up to this many times larger than the clip, then scaled down."""
+
+    shift: float | None = 2.0
+    """Shift of the timesteps towards noise (None: from the number of tokens)."""
+    uniform_fraction: float = 0.1
+    """Share of the timesteps drawn uniformly; the others are logit-normal."""
+    image_probability: float = 0.25
+    """Share of the clips whose first latent step is given, which trains image-to-video."""
+    image_noise: float = 0.05
+    """Given latents carry noise of a random time up to this."""
+    text_drop: float = 0.1
+    """Share of the clips trained without their prompt, for guidance."""
+
+    validation_clips: int = 128
+    """Clips of the validation loss."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts of the sample clips (default: captions of validation clips)."""
+    num_samples: int = 6
+    """Sample clips, when no prompts are given."""
+    sample_steps: int = 20
+    """Sampler steps of the sample clips."""
+    guidance_scale: float = 3.0
+    """Guidance of the sample clips."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_shape(self.shape)
+        for name in ("num_clips", "validation_clips"):
+            _require(self, name, getattr(self, name) >= 0, "be at least 0")
+        for name in ("uniform_fraction", "image_probability", "image_noise", "text_drop"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
+        _require(self, "shift", self.shift is None or self.shift > 0, "be above 0")
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Frames, height and width from `FRAMESxHEIGHTxWIDTH`.
+
+    Raises:
+        KinemaError: the text is not of this form.
+    """
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise KinemaError(f"`shape` (={text}) must be FRAMESxHEIGHTxWIDTH, for example 17x64x64")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as what JSON can hold."""
+    return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration from what `to_dict` gives.
+
+    Raises:
+        KinemaError: a key is unknown or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    for name in values:
+        if name not in known:
+            raise KinemaError(f"`{name}` (={values[name]!r}) must be one of the settings {', '.join(known)}")
+    return cls(**{name: _from_json(name, value, hints[name]) for name, value in values.items()})
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Writes the configuration as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _require(config: Any, name: str, holds: bool, constraint: str) -> None:
+    if not holds:
+        raise KinemaError(f"`{name}` (={getattr(config, name)}) must {constraint}")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_to_json(v) for v in value]
+    return value
+
+
+def _from_json(name: str, value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _from_json(name, value, next(a for a in args if a is not type(None)))
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is Ellipsis:
+            return tuple(_from_json(name, v, args[0]) for v in value)
+        if len(args) == len(value):
+            return tuple(_from_json(name, v, a) for v, a in zip(value, args, strict=True))
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise KinemaError(f"`{name}` (={value!r}) must be of type {hint}")
+
+
+TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
+    config.preset: config
+    for config in (
+        TokenizerTrainingConfig(preset="kl-4x8x8-c16"),
+        TokenizerTrainingConfig(preset="fsq-4x8x8-32768"),
+        TokenizerTrainingConfig(preset="kl-4x16x16-c32", kl_weight=1e-5),
+    )
+}
+
+DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
+    config.preset: config
+    for config in (
+        DiffusionTrainingConfig(preset="tiny", batch_size=16, num_steps=1000, num_clips=1000, learning_rate=2e-3),
+        DiffusionTrainingConfig(
+            preset="toybox-s",
+            batch_size=64,
+            learning_rate=1e-3,
+            betas=(0.9, 0.95),
+            warmup_steps=300,
+            sample_every=500,
+            eval_every=500,
+        ),
+    )
+}
+
+
+def select_preset(presets: dict[str, Config], name: str) -> Config:
+    """The entry of a table of presets.
+
+    Raises:
+        KinemaError: there is none of this name.
+    """
+    if name not in presets:
+        raise KinemaError(f"`preset` (={name}) must be one of {', '.join(presets)}")
+    return presets[name]

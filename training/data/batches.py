@@ -1,0 +1,83 @@
+"""Batches for training a tokenizer: natural clips and Toybox clips, a pure function of (seed, rank, step)."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinema.training.config import TokenizerTrainingConfig, parse_shape
+from kinema.training.data.clips import ClipsDataset, centre_clips, list_videos
+from kinema.training.data.sources import TOYBOX, make_toybox, source_weights
+from kinema.training.seeds import step_generator
+
+
+class TokenizerBatches:
+    """Makes batches of clips.
+
+    Args:
+        config: data, shapes, weights.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, config: TokenizerTrainingConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.config = config
+        self.rank, self.world_size = rank, world_size
+        self.shapes = [parse_shape(shape) for shape in config.shapes]
+        self.sources = [None if name == TOYBOX else self._folder(name) for name in config.data]
+        self.toyboxes = {s: make_toybox(config, s, "train") for s in self.shapes if TOYBOX in config.data}
+        self.weights = source_weights(config)
+
+    def _folder(self, name: str) -> ClipsDataset:
+        config = self.config
+        return ClipsDataset(
+            [name], config.run_cache_dir, short_side=config.cache_short_side, hold_out=config.validation
+        )
+
+    def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
+        """The batch of a step, pixels in [-1, 1]."""
+        config = self.config
+        # All processes take the same size in a step, so that none waits for another.
+        draw = torch.rand(1, generator=step_generator(config.seed, 0, step, "shape")).item()
+        shape = self.shapes[int(draw * len(self.shapes))]
+        first = self.shapes[0]
+        num_clips = max(1, round(config.batch_size * _volume(first) / _volume(shape)))
+
+        generator = step_generator(config.seed, self.rank, step, "clips")
+        choice = torch.multinomial(self.weights, num_clips, replacement=True, generator=generator)
+        parts: list[Tensor] = []
+        for number, source in enumerate(self.sources):
+            count = int((choice == number).sum())
+            if count and source is None:
+                parts.append(self._toybox_clips(step, count, shape))
+            elif count and source is not None:
+                parts.append(
+                    source.random_clips(
+                        count, shape, generator, max_stride=config.max_stride, max_zoom_out=config.max_zoom_out
+                    )
+                )
+        return torch.cat(parts)
+
+    def _toybox_clips(self, step: int, count: int, shape: tuple[int, int, int]) -> Tensor:
+        most = max(round(self.config.batch_size * _volume(self.shapes[0]) / _volume(s)) for s in self.shapes) + 1
+        first = (step * self.world_size + self.rank) * most
+        return self.toyboxes[shape].batch(range(first, first + count)).video
+
+    def validation_clips(self) -> dict[str, Float[Tensor, "n 3 t h w"]]:
+        """Clips of each validation source by name: held-out files, or Toybox's validation split."""
+        clips: dict[str, Tensor] = {}
+        shape = parse_shape(self.config.validation_shape)
+        for name in self.config.data:
+            if name == TOYBOX:
+                toybox = make_toybox(self.config, self.shapes[0], "validation")
+                clips[TOYBOX] = toybox.batch(range(4 * self.config.validation_clips)).video
+                continue
+            for file in list_videos(Path(name)):
+                if self.config.validation and file.name.startswith(self.config.validation):
+                    clips[file.stem] = centre_clips(file, self.config.validation_clips, shape)
+        return clips
+
+
+def _volume(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]

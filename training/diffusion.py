@@ -1,0 +1,256 @@
+"""Training of a video diffusion transformer on the latents of a tokenizer, by rectified flow."""
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from kinema.errors import KinemaError
+from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
+from kinema.generation.flow import flow_loss, sample_timesteps, shift_for_tokens
+from kinema.generation.text import (
+    TextEncoder,
+    TextFeatures,
+    TransformersTextEncoder,
+    WordTextEncoder,
+    build_word_tokenizer,
+)
+from kinema.generation.transformer.model import VideoTransformer
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.interface import latent_shape
+from kinema.training.config import DIFFUSION_PRESETS, DiffusionTrainingConfig, parse_shape, select_preset, to_dict
+from kinema.training.data.sources import CaptionedClips
+from kinema.training.entry import parse_arguments, run_log
+from kinema.training.latents_cache import cached_latents, folder_hash
+from kinema.training.loop import make_accelerator
+from kinema.training.loop import train as run_loop
+from kinema.training.seeds import step_generator
+from kinema.video import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+
+# Settings that decide what clips there are, so that kept latents depend on them.
+_CLIP_SETTINGS = (
+    *("data", "data_weights", "sprites", "seed", "shape", "toybox_objects", "toybox_num_objects", "validation"),
+    *("cache_short_side", "max_stride", "max_zoom_out"),
+)
+
+
+class DiffusionTask:
+    """A transformer, latents for it, and its loss."""
+
+    def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator) -> None:
+        self.config = config
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
+        with accelerator.main_process_first():  # it computes what is kept, the others find it
+            self.clips = CaptionedClips(config)
+            self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips)
+            self.cache = self._cached_latents() if config.num_clips else None
+        self.null_text = self.encode_text([""])
+        torch.manual_seed(config.seed)
+        floats = self.null_text.values.is_floating_point()
+        text = (
+            {"text_dim": self.null_text.values.shape[-1]} if floats else {"text_vocab_size": len(self.text_tokenizer)}
+        )
+        self.model: Any = VideoTransformer.from_preset(
+            config.preset, in_channels=self.vae.latent_channels, text_max_length=config.text_max_length, **text
+        )
+        ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
+        volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
+        num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
+        self.shift = config.shift if config.shift is not None else shift_for_tokens(num_tokens)
+        self.validation = self._validation_batch() if accelerator.is_main_process else None
+
+    def _cached_latents(self) -> Any:
+        config, values = self.config, to_dict(self.config)
+        assert config.tokenizer is not None
+        settings = {name: values[name] for name in _CLIP_SETTINGS} | {
+            "tokenizer": folder_hash(config.tokenizer),
+            "text": folder_hash(config.text_encoder) if config.text_encoder else self.text_tokenizer.get_vocab(),
+            "text_max_length": config.text_max_length,
+        }
+        return cached_latents(
+            config.run_cache_dir, settings, config.num_clips, self.clips, self._encode, self.encode_text
+        )
+
+    @torch.no_grad()
+    def _encode(self, video: Tensor) -> Tensor:
+        return self.vae.encode(video.to(self.vae.device)).latents
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Nothing: training starts from random weights."""
+
+    def batch(self, step: int) -> Batch:
+        """Latents (kept ones) or video (fresh ones), and text."""
+        first = (step * self.world_size + self.rank) * self.config.batch_size
+        positions = range(first, first + self.config.batch_size)
+        if self.cache is None:
+            video, captions = self.clips(positions)
+            text = self.encode_text(captions)
+            return {"video": video, "text": text.values, "mask": text.mask}
+        size = len(self.cache)
+        latents, text = self.cache([int(epoch_order(self.config.seed, p // size, size)[p % size]) for p in positions])
+        return {"latents": latents, "text": text.values, "mask": text.mask}
+
+    def num_clips(self, batch: Batch) -> int:
+        return batch["text"].shape[0]
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The velocity's squared error, at a random time of each clip (flow matching, arXiv 2209.03003)."""
+        config = self.config
+        clean = self._clean_latents(batch)
+        conditioning = sample_first_step_conditioning(
+            clean, config.image_probability, max_noise=config.image_noise, generator=generator
+        )
+        t = sample_timesteps(
+            len(clean), generator, self.shift, uniform_fraction=config.uniform_fraction, device=clean.device
+        )
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        dropped = torch.rand(len(clean), generator=generator, device=clean.device) < config.text_drop
+        text = TextFeatures(batch["text"], batch["mask"]).drop(dropped, self.null_text.to(clean.device))
+        return self._flow_loss(model, clean, noise, t, conditioning, text), {}
+
+    def _clean_latents(self, batch: Batch) -> Tensor:
+        latents = batch["latents"] if "latents" in batch else self._encode(batch["video"])
+        return self.vae.normalize(latents.float())
+
+    def _flow_loss(
+        self, model: Any, clean: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning, text: TextFeatures
+    ) -> Tensor:
+        inputs = flow_inputs(clean, noise, t, conditioning, self.model.patch_size)
+        prediction = model(inputs.hidden_states, inputs.timestep, text.values, text.mask).sample
+        return flow_loss(prediction, inputs.target, inputs.wanted)
+
+    def _validation_batch(self) -> Batch | None:
+        clips = CaptionedClips(self.config, "validation")
+        if not clips.sources or not self.config.validation_clips:
+            return None
+        video, captions = clips(range(self.config.validation_clips))
+        text = self.encode_text(captions)
+        self.validation_prompts = captions
+        latents = torch.cat([self._encode(part).cpu() for part in video.split(32)])
+        return {"latents": latents, "text": text.values, "mask": text.mask}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Loss on validation clips, text-to-video and image-to-video, with the same noise and times each time."""
+        if self.validation is None:
+            return {}
+        device = self.vae.device
+        batch = {name: value.to(device) for name, value in self.validation.items()}
+        clean = self._clean_latents(batch)
+        generator = step_generator(self.config.seed, 0, 0, "validation", device)
+        t = sample_timesteps(len(clean), generator, self.shift, "uniform", device=device)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        losses: dict[str, list[Tensor]] = {"loss_text": [], "loss_image": []}
+        for rows in torch.arange(len(clean), device=device).split(32):
+            text = TextFeatures(batch["text"][rows], batch["mask"][rows])
+            for name, probability in (("loss_text", 0.0), ("loss_image", 1.0)):
+                given = sample_first_step_conditioning(clean[rows], probability, generator=generator)
+                loss = self._flow_loss(model, clean[rows], noise[rows], t[rows], given, text)
+                losses[name].append(loss * len(rows))
+        means = {name: float(torch.stack(values).sum()) / len(clean) for name, values in losses.items()}
+        return {"score": -sum(means.values()) / 2} | means
+
+    def pipeline(self, model: nn.Module) -> Any:
+        """The pipeline with these weights."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from kinema.generation.pipeline import KinemaPipeline
+
+        return KinemaPipeline(
+            transformer=model,
+            vae=self.vae,
+            tokenizer=self.text_tokenizer,
+            text_encoder=self.text_model,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
+        )
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module) -> Image.Image | None:
+        """Clips of prompts."""
+        config = self.config
+        prompts = list(config.sample_prompts) or getattr(self, "validation_prompts", [])[: config.num_samples]
+        if not prompts:
+            return None
+        pipeline = self.pipeline(model)
+        pipeline.set_progress_bar_config(disable=True)
+        frames, height, width = parse_shape(config.shape)
+        clips = pipeline(
+            prompts,
+            num_frames=frames,
+            height=height,
+            width=width,
+            num_inference_steps=config.sample_steps,
+            guidance_scale=config.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(config.seed),
+            output_type="pt",
+        ).frames
+        rows = [(clip.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu() for clip in clips]
+        return contact_sheet(rows, prompts)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Saves the whole pipeline."""
+        self.pipeline(model).save_pretrained(folder)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """The order of the kept clips in one pass over them."""
+    return torch.randperm(size, generator=step_generator(seed, 0, epoch, "order"))
+
+
+def load_tokenizer(folder: Path | None) -> CausalVideoTokenizer:
+    """The tokenizer in a folder.
+
+    Raises:
+        KinemaError: none is given, or the folder holds none.
+    """
+    if folder is None or not (folder / "config.json").is_file():
+        raise KinemaError(f"`tokenizer` (={folder}) must be the folder of a trained tokenizer, with a config.json")
+    try:
+        return CausalVideoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise KinemaError(f"`tokenizer` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
+
+
+def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) -> tuple[Any, Any, TextEncoder]:
+    """Text tokenizer, text model (None for a vocabulary of words) and the encoder made of them."""
+    if config.text_encoder is None:
+        words: Sequence[str] = clips.words()
+        if not words:
+            raise KinemaError(f"`data` (={', '.join(config.data)}) must have captions")
+        tokenizer = build_word_tokenizer(words)
+        return tokenizer, None, WordTextEncoder(tokenizer, config.text_max_length)
+    from transformers import AutoModelForTextEncoding, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.text_encoder)
+    model = AutoModelForTextEncoding.from_pretrained(config.text_encoder)
+    return tokenizer, model, TransformersTextEncoder(tokenizer, model, config.text_max_length)
+
+
+def train(config: DiffusionTrainingConfig) -> Path:
+    """Trains a transformer of the preset and returns the folder of the pipeline.
+
+    Raises:
+        KinemaError: the configuration, the data or the run's folder does not allow it.
+    """
+    select_preset(DIFFUSION_PRESETS, config.preset)
+    accelerator = make_accelerator(config)
+    with run_log(config.run_dir, accelerator.is_main_process):
+        return run_loop(DiffusionTask(config, accelerator), config, accelerator)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: PRESET and settings from the command line."""
+    train(parse_arguments(DIFFUSION_PRESETS, argv, "train_diffusion"))

@@ -1,0 +1,62 @@
+"""What the two training scripts share: arguments and log file."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from kinema.training.config import TrainingConfig, select_preset
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program: str) -> Config:
+    """The configuration that a command line `PRESET [--setting value ...]` asks for.
+
+    Raises:
+        KinemaError: there is no such preset or a setting has a value that is not allowed.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    names = ", ".join(presets)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        shown = next(iter(presets))
+        description = f"The first argument is a preset: {names}. Defaults shown are those of {shown}."
+        program, arguments = f"{program} {shown}", ["--help"]
+        preset = presets[shown]
+    else:
+        description = None
+        preset = select_preset(presets, arguments.pop(0))
+    # The preset is given by position, so it is no option.
+    hidden = ("preset", Annotated[str, tyro.conf.Suppress], dataclasses.field(default=preset.preset))
+    settings = dataclasses.make_dataclass("Settings", [hidden], bases=(type(preset),), frozen=True, kw_only=True)
+    values = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    parsed = tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
+    return type(preset)(**{name: getattr(parsed, name) for name in values})
+
+
+@contextmanager
+def run_log(run_dir: Path, is_main_process: bool) -> Iterator[None]:
+    """Within, kinema's log goes to the terminal and to `train.log` in the run's folder."""
+    if not is_main_process:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger("kinema")
+    level = root.level
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

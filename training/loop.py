@@ -1,0 +1,343 @@
+"""The training loop of every model in kinema, and what it asks of one."""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from kinema.errors import KinemaError
+from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
+from kinema.training.config import TrainingConfig, save_config
+from kinema.training.ema import EMA
+from kinema.training.schedule import learning_rate_factor
+from kinema.training.seeds import derived_seed, step_generator
+
+logger = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+
+
+class Task(Protocol[Batch]):
+    """What is trained: a model, its data and its loss."""
+
+    model: nn.Module
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Called once before a training that starts at step 0, on the main process's weights."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """The data of a step, on the CPU: a pure function, called from several threads."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and terms to log."""
+        ...
+
+    def num_clips(self, batch: Batch) -> int:
+        """Clips in a batch."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Numbers to log; `score`, if there, says which weights are best (higher is better)."""
+        ...
+
+    def sample(self, model: nn.Module) -> Image.Image | None:
+        """A picture of what the model does now."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes what users load."""
+        ...
+
+
+def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -> Path:
+    """Trains until `num_steps` or `max_minutes`; a run that was stopped goes on with `config.resume`.
+
+    The run's folder gets `config.json`, `train.log`, `logs/` (TensorBoard), `samples/`, `checkpoints/`, and at the
+    end `model/` with the averaged weights: those of the best evaluation, or the last where evaluations give no score.
+
+    Returns:
+        The folder `model/`.
+
+    Raises:
+        KinemaError: the run's folder holds a training and `resume` is not set.
+    """
+    run_dir, device, rank = config.run_dir, accelerator.device, accelerator.process_index
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last)
+    if checkpoints.all() and not config.resume:
+        raise KinemaError(f"`output` (={run_dir}) must be a new folder, or `--resume` be given: it holds a training")
+    if accelerator.is_main_process:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, run_dir / "config.json")
+    accelerator.wait_for_everyone()
+
+    if not checkpoints.all():
+        task.prepare(accelerator)
+    optimizer = make_optimizer(task.model, config, device)
+    model, optimizer = accelerator.prepare(task.model, optimizer)
+    plain_model, plain_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
+    ema = EMA(plain_model, config.ema_decay)
+    state = checkpoints.load_last(plain_model, ema, plain_optimizer) or TrainingState()
+    if accelerator.is_main_process:
+        size = sum(p.numel() for p in plain_model.parameters())
+        logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, device, state.step)
+    accelerator.init_trackers("logs")
+
+    model.train()
+    meter = Meter(state)
+    first_step, intervals = state.step, (config.eval_every, config.sample_every, config.save_every)
+    with (
+        Prefetcher(task.batch, state.step, config.num_steps, config.num_workers) as batches,
+        stop_signals() as stop_asked,
+        tqdm(total=config.num_steps, initial=state.step, disable=not show_bar(accelerator)) as bar,
+    ):
+        while True:
+            # What is due after a number of steps: evaluate, show, save, stop.
+            finished = state.step >= config.num_steps
+            out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
+            done = any_process(accelerator, finished or out_of_time or stop_asked())
+            due = [done or (state.step > first_step and state.step % every == 0) for every in intervals]
+            improved = False
+            if due[0] and accelerator.is_main_process:
+                state.metrics = task.evaluate(ema.model)
+                state.score = state.metrics.get("score")
+                improved = state.score is not None and (state.best_score is None or state.score > state.best_score)
+                state.best_score = state.score if improved else state.best_score
+                accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
+                logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
+            if due[1] and accelerator.is_main_process:
+                save_sample(accelerator, task.sample(ema.model), run_dir, state.step)
+            if (due[2] or improved) and accelerator.is_main_process:
+                checkpoints.save(plain_model, ema, plain_optimizer, state)
+            state.score = None  # it belongs to the weights of this step alone
+            accelerator.wait_for_everyone()
+            if done:
+                break
+
+            # One step.
+            meter.start()
+            batch = to_device(batches.next(), device)
+            factor = learning_rate_factor(
+                state.step,
+                progress(state, config),
+                warmup_steps=config.warmup_steps,
+                schedule=config.schedule,
+                decay_fraction=config.decay_fraction,
+            )
+            for group in plain_optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor
+            torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
+            with accelerator.autocast():
+                generator = step_generator(config.seed, rank, state.step, "loss", device)
+                loss, terms = task.loss(model, batch, generator)
+            accelerator.backward(loss)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            if bool(torch.isfinite(torch.as_tensor(grad_norm))):
+                optimizer.step()
+                ema.update(plain_model)
+            else:
+                logger.warning("step %d left out: its gradient is not finite", state.step)
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            meter.add(state, terms | {"loss": loss.detach(), "grad_norm": torch.as_tensor(grad_norm)})
+            meter.num_clips += task.num_clips(batch) * accelerator.num_processes
+
+            bar.update()
+            if state.step % config.log_every == 0:
+                numbers = meter.means() | {"learning_rate": config.learning_rate * factor}
+                accelerator.log({f"train/{k}": v for k, v in numbers.items()}, step=state.step)
+                bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {numbers['clips_per_second']:.1f} clips/s")
+                if accelerator.is_main_process and bar.disable:
+                    left = time_left(state, config, numbers["seconds_per_step"])
+                    logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
+
+    model_dir = run_dir / "model"
+    if accelerator.is_main_process:
+        best = checkpoints.best()
+        if best is not None:
+            ema.model.load_state_dict(load_file(best / "ema.safetensors"))
+        write_folder(model_dir, lambda folder: task.export(ema.model, folder))
+        save_config(config, model_dir / "training_config.json")
+        logger.info("step %d: %s written", state.step, model_dir)
+    accelerator.end_training()
+    return model_dir
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    """The accelerator of a run: its devices and processes come from `accelerate launch`."""
+    return Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(config.run_dir)),
+    )
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; what is one number a channel (biases, gains) does not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=fused
+    )
+
+
+def progress(state: TrainingState, config: TrainingConfig) -> float:
+    """Part of the training done, in [0, 1], as the schedule counts it."""
+    if config.schedule_on == "minutes":
+        assert config.max_minutes is not None
+        return min(1.0, state.elapsed / (60 * config.max_minutes))
+    return min(1.0, state.step / config.num_steps)
+
+
+class Prefetcher(Generic[Batch]):
+    """Batches in order, made ahead by threads (`make` is pure, so nothing depends on how they run)."""
+
+    def __init__(self, make: Callable[[int], Batch], start: int, stop: int, num_workers: int) -> None:
+        self.make, self.position, self.stop = make, start, stop
+        self.ahead = 2 * num_workers
+        self.pool = ThreadPoolExecutor(num_workers, "batch") if num_workers else None
+        self.futures: dict[int, Any] = {}
+
+    def next(self) -> Batch:
+        """The next batch."""
+        step, self.position = self.position, self.position + 1
+        if self.pool is None:
+            return self.make(step)
+        for s in range(step, min(step + self.ahead + 1, max(self.stop, step + 1))):
+            if s not in self.futures:
+                self.futures[s] = self.pool.submit(self.make, s)
+        return self.futures.pop(step).result()
+
+    def __enter__(self) -> "Prefetcher[Batch]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Meter:
+    """Means since the last line of the log, and the time that steps take."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self.state = state
+        self.num_clips = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.seconds, self.num_clips = 0, 0.0, 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self.began = time.monotonic()
+
+    def add(self, state: TrainingState, terms: dict[str, Tensor]) -> None:
+        """A step ends; its time counts."""
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        seconds = time.monotonic() - self.began
+        self.steps += 1
+        self.seconds += seconds
+        state.elapsed += seconds
+
+    def means(self) -> dict[str, float]:
+        """Means of the terms, clips a second and seconds a step; then starts anew."""
+        numbers = {name: float(value) / self.steps for name, value in self.sums.items()}
+        numbers["clips_per_second"] = self.num_clips / max(self.seconds, 1e-9)
+        numbers["seconds_per_step"] = self.seconds / self.steps
+        self.reset()
+        return numbers
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within, an interrupt or a request to end is noted, so that the run can save and stop; a second one ends it."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(number: int, _: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        logger.info("stopping after this step (signal %d)", number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if accelerator.num_processes == 1:
+        return flag
+    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
+    return bool(total > 0)  # type: ignore[operator]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch (tensors in dictionaries, lists and tuples) on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def save_sample(accelerator: Accelerator, picture: Image.Image | None, run_dir: Path, step: int) -> None:
+    """Puts a picture into `samples/` and into TensorBoard."""
+    if picture is None:
+        return
+    (run_dir / "samples").mkdir(exist_ok=True)
+    picture.save(run_dir / "samples" / f"step-{step:08d}.png")
+    writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+    writer.add_image("samples", pil_to_tensor(picture), step)
+
+
+def show_bar(accelerator: Accelerator) -> bool:
+    """Progress bars are for terminals."""
+    return accelerator.is_main_process and sys.stderr.isatty()
+
+
+def time_left(state: TrainingState, config: TrainingConfig, seconds_per_step: float) -> str:
+    """Time until the end of the run, as text."""
+    seconds = (config.num_steps - state.step) * seconds_per_step
+    if config.max_minutes is not None:
+        seconds = min(seconds, 60 * config.max_minutes - state.elapsed)
+    minutes = max(0, round(seconds / 60))
+    return f"{minutes // 60}:{minutes % 60:02d} h left"
+
+
+def format_numbers(numbers: dict[str, float]) -> str:
+    """Numbers as text for a line of the log."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

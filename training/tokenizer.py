@@ -1,0 +1,142 @@
+"""Training of a video tokenizer."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
+from kinema.training.data.batches import TokenizerBatches
+from kinema.training.entry import parse_arguments, run_log
+from kinema.training.loop import make_accelerator
+from kinema.training.loop import train as run_loop
+from kinema.training.losses.reconstruction import charbonnier, l1, mse, psnr
+from kinema.video import contact_sheet, to_uint8
+
+logger = logging.getLogger(__name__)
+
+AFTER_TRAINING = 10**9  # batches of steps that no training reaches: for statistics
+
+
+class TokenizerTask:
+    """A tokenizer, clips for it, and its loss."""
+
+    def __init__(
+        self, config: TokenizerTrainingConfig, accelerator: Accelerator, model: nn.Module | None = None
+    ) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.model: Any = model or CausalVideoTokenizer.from_preset(config.preset)
+        with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
+            self.batches = TokenizerBatches(config, accelerator.process_index, accelerator.num_processes)
+        self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
+        self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Starts from the best linear code, where the configuration says so."""
+        if self.config.init_linear:
+            self.model.init_linear(self.batches(AFTER_TRAINING + k) for k in range(32))
+
+    def batch(self, step: int) -> Tensor:
+        return self.batches(step)
+
+    def num_clips(self, batch: Tensor) -> int:
+        return batch.shape[0]
+
+    def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+        reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
+        reconstruction = reconstruction.float()
+        terms = {"mse": mse(reconstruction, batch), "l1": l1(reconstruction, batch)}
+        total = config.mse_weight * terms["mse"] + config.l1_weight * terms["l1"]
+        if config.charbonnier_weight:
+            terms["charbonnier"] = charbonnier(reconstruction, batch)
+            total = total + config.charbonnier_weight * terms["charbonnier"]
+        if self.lpips is not None:
+            terms["lpips"] = self.lpips(reconstruction, batch)
+            total = total + config.lpips_weight * terms["lpips"]
+        for name, value in output.losses.items():
+            terms[name] = value
+            total = total + getattr(config, f"{name}_weight") * value
+        return total, terms
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """PSNR of each validation source and their mean (the score)."""
+        tokenizer: Any = model
+        scores: dict[str, float] = {}
+        for name, clips in self.validation.items():
+            each = [psnr(tokenizer.reconstruct(c[None].to(tokenizer.device)).float().cpu(), c[None]) for c in clips]
+            scores[name] = float(torch.cat(each).mean())
+        if not scores:
+            return {}
+        files = [value for name, value in scores.items() if name != "toybox"]
+        score = sum(files) / len(files) if files else scores["toybox"]
+        return {"score": score} | {f"psnr_{name}": value for name, value in scores.items()}
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module) -> Image.Image:
+        """Clips over their reconstructions."""
+        tokenizer: Any = model
+        clips = [c[0] for c in list(self.validation.values())[:4]] or [self.batches(0)[0]]
+        rows, labels = [], []
+        for clip in clips:
+            reconstruction = tokenizer.reconstruct(clip[None].to(tokenizer.device)).float().cpu()
+            rows += [to_uint8(clip), to_uint8(reconstruction[0])]
+            labels += ["input", f"reconstruction, {float(psnr(reconstruction, clip[None])):.2f} dB"]
+        return contact_sheet(rows, labels)
+
+    @torch.no_grad()
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Measures the latents' mean and deviation on training clips, then saves the tokenizer."""
+        tokenizer: Any = model
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for k in range(16):
+            clips = self.batches(AFTER_TRAINING + k)[: self.config.batch_size].to(tokenizer.device)
+            latents = tokenizer.encode(clips).latents.double().cpu()
+            total = total + latents.sum(dim=(0, 2, 3, 4))
+            squares = squares + latents.square().sum(dim=(0, 2, 3, 4))
+            count += latents[:, 0].numel()
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
+        tokenizer.set_latent_statistics(mean.float(), std.float())
+        tokenizer.save_pretrained(folder)
+
+
+def make_lpips(device: torch.device) -> Any:
+    """LPIPS (Zhang et al. 2018) of clips, frame by frame; fetches the weights of a VGG network once."""
+    import lpips
+
+    network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+
+    def distance(reconstruction: Tensor, video: Tensor) -> Tensor:
+        frames = [x.transpose(1, 2).flatten(0, 1) for x in (reconstruction, video)]
+        if frames[0].shape[-1] < 64:
+            frames = [interpolate(x, scale_factor=2.0, mode="bilinear") for x in frames]
+        return network(*frames).mean()
+
+    return distance
+
+
+def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Path:
+    """Trains a tokenizer (a new one of the preset, unless one is given) and returns the folder of the result.
+
+    Raises:
+        KinemaError: the configuration, the data or the run's folder does not allow it.
+    """
+    if model is None:
+        select_preset(TOKENIZER_PRESETS, config.preset)
+    accelerator = make_accelerator(config)
+    with run_log(config.run_dir, accelerator.is_main_process):
+        return run_loop(TokenizerTask(config, accelerator, model), config, accelerator)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: PRESET and settings from the command line."""
+    train(parse_arguments(TOKENIZER_PRESETS, argv, "train_tokenizer"))
