@@ -98,10 +98,16 @@ def _log_as_lines() -> Iterator[None]:
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("always")
+            warnings.showwarning = _show_warning
             yield
     finally:
         logger.removeHandler(handler)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if category.__module__.startswith("kinema."):
+        sys.stderr.write(f"kinema: warning: {' '.join(str(message).split())}\n")
 
 
 if __name__ == "__main__":

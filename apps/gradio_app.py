@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from kinema.apps.commands.generate import DEFAULT_FPS, generate_clip
+from kinema.apps.commands.generate import generate_clip, sample_fps
 from kinema.errors import KinemaError
 from kinema.video import write_video
 
@@ -49,13 +51,12 @@ class ClipMaker:
 
     Args:
         pipeline: A `KinemaPipeline`.
-        fps: Frames a second of the files.
     """
 
-    def __init__(self, pipeline: Any, fps: float = DEFAULT_FPS) -> None:
+    def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.fps = fps
-        self._folder = tempfile.TemporaryDirectory(prefix="kinema-")
+        self._folder = Path(tempfile.mkdtemp(prefix="kinema-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._numbers = itertools.count()
 
     def __call__(
@@ -88,8 +89,8 @@ class ClipMaker:
             )
         except KinemaError as error:
             raise gr.Error(str(error)) from error
-        path = Path(self._folder.name) / f"{next(self._numbers):04d}.mp4"
-        write_video(path, frames, self.fps)
+        path = self._folder / f"{next(self._numbers):04d}.mp4"
+        write_video(path, frames, sample_fps(self.pipeline))
         return str(path)
 
 
@@ -111,7 +112,7 @@ def build_app(pipeline: Any) -> gr.Blocks:
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
                     steps = gr.Slider(1, 100, value=defaults["num_inference_steps"], step=1, label="Steps")
                     scale = gr.Slider(0, 15, value=defaults["guidance_scale"], step=0.5, label="Guidance scale")
-                    length = gr.Slider(1, 65, value=defaults["num_frames"], step=4, label="Frames")
+                    length = gr.Slider(1, 65, value=pipeline.config["sample_size"][0], step=4, label="Frames")
                 button = gr.Button("Make the clip", variant="primary")
             clip = gr.Video(label="Clip", autoplay=True, loop=True, interactive=False)
         gr.Examples([[text] for text in EXAMPLES], inputs=[prompt])

@@ -56,7 +56,7 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | 
     Raises:
         KinemaError: The folder is missing, or a file in it is missing or wrong.
     """
-    folder = model_dir(path, embedded="kl-4x8x8-c16")
+    folder = model_dir(path, embedded="kl-4x8x8-c16", name="tokenizer")
 
     from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 

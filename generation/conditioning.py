@@ -4,7 +4,6 @@ Used by training and by the pipeline alike. Shapes: b batch, z channels, t h w t
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from einops import rearrange, reduce
@@ -28,13 +27,13 @@ class Conditioning:
     mask: Bool[Tensor, "b t h w"]
 
     @classmethod
-    def nothing(cls, latents: Float[Tensor, "b z t h w"]) -> Self:
+    def nothing(cls, latents: Float[Tensor, "b z t h w"]) -> "Conditioning":
         """Text-to-video: nothing is given; the argument tells shape, type and device."""
         mask = torch.zeros_like(latents[:, 0], dtype=torch.bool)
         return cls(latents=torch.zeros_like(latents), mask=mask)
 
     @classmethod
-    def first_steps(cls, given: Float[Tensor, "b z k h w"], num_steps: int) -> Self:
+    def first_steps(cls, given: Float[Tensor, "b z k h w"], num_steps: int) -> "Conditioning":
         """The first k of `num_steps` latent steps are given: k = 1 is image-to-video, more is continuation.
 
         Raises:

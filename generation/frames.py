@@ -52,7 +52,7 @@ def _to_unit_range(image: Any) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim != 3:
             raise KinemaError(f"`image` (an array of shape {image.shape}) must have the axes height, width, channel")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)  # a copy: the array may be read-only
     elif isinstance(image, Tensor):
         pixels = image
     else:
@@ -96,8 +96,9 @@ def images_for_prompts(
     """
     if image is None:
         return None
-    is_several = isinstance(image, Sequence) or (isinstance(image, Tensor) and image.ndim == 4)
-    images: list[Any] = list(image) if is_several else [image]
+    images: Any = image
+    is_several = isinstance(image, (list, tuple)) or (isinstance(image, Tensor) and image.ndim == 4)
+    images = list(images) if is_several else [images]
     if len(images) not in (1, num_prompts):
         raise KinemaError(f"`image` (a list of {len(images)}) must be one image or as many as prompts (={num_prompts})")
     clips = torch.cat([image_tensor(each, height, width) for each in images])

@@ -1,12 +1,13 @@
 """From prompts, and perhaps an image, to clips."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -25,7 +26,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.loading import check_pipeline_folder, check_weights, one_line
+from kinema.generation.loading import check_pipeline_folder, check_weights, one_line, quiet_loading
 from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder, unknown_words
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
@@ -89,7 +90,7 @@ class KinemaPipeline(DiffusionPipeline):
         self.set_progress_bar_config(disable=None)  # None: on a terminal only
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "KinemaPipeline":
         """Loads a pipeline from a folder, or from the Hugging Face Hub.
 
         Args:
@@ -106,7 +107,8 @@ class KinemaPipeline(DiffusionPipeline):
             passed = tuple(name for name in _COMPONENTS if name in kwargs)
             needed = tuple(name for name in _COMPONENTS if name not in passed)
             check_pipeline_folder(folder, needed, optional=("text_encoder",))
-            pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
+            with quiet_loading():
+                pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
             for name in {"transformer", "vae"} - set(passed):
                 check_weights(getattr(pipeline, name), folder / name)
         except KinemaError:
@@ -184,7 +186,9 @@ class KinemaPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check(num_inference_steps, num_videos_per_prompt, output_type, callback_on_step_end_tensor_inputs)
+        self._check(
+            num_inference_steps, num_videos_per_prompt, guidance_scale, output_type, callback_on_step_end_tensor_inputs
+        )
         size = self._frame_size(num_frames, height, width)
         self._guidance_scale, self._interrupt = guidance_scale, False
 
@@ -342,7 +346,7 @@ class KinemaPipeline(DiffusionPipeline):
         return latents.to(self._execution_device, torch.float32)
 
     def _prepare_conditioning(
-        self, first_frames: Float[Tensor, "p 3 1 h w"] | None, num_videos: int, noise: Float[Tensor, "b z t h w"]
+        self, first_frames: Float[Tensor, "p 3 1 H W"] | None, num_videos: int, noise: Float[Tensor, "b z t h w"]
     ) -> Conditioning:
         """The first latent step depends on the first frame alone: encoding one frame gives it."""
         if first_frames is None:
@@ -354,16 +358,23 @@ class KinemaPipeline(DiffusionPipeline):
         given = repeat(self.vae.normalize(latents), "p z t h w -> (p v) z t h w", v=num_videos)
         return Conditioning.first_steps(given, num_steps=noise.shape[2])
 
-    def _decode(self, clean: Float[Tensor, "b z t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 t h w"]:
+    def _decode(self, clean: Float[Tensor, "b z t h w"], size: tuple[int, int, int]) -> Float[Tensor, "b 3 T H W"]:
         video = self.vae.decode(self.vae.denormalize(clean)).sample
         return video[:, :, : size[0], : size[1], : size[2]]
 
     def _check(
-        self, num_inference_steps: int, num_videos: int, output_type: str, callback_tensors: Sequence[str]
+        self,
+        num_inference_steps: int,
+        num_videos: int,
+        guidance_scale: float,
+        output_type: str,
+        callback_tensors: Sequence[str],
     ) -> None:
         for name, value in (("num_inference_steps", num_inference_steps), ("num_videos_per_prompt", num_videos)):
             if value < 1:
                 raise KinemaError(f"`{name}` (={value}) must be at least 1")
+        if not math.isfinite(guidance_scale):
+            raise KinemaError(f"`guidance_scale` (={guidance_scale}) must be a finite number")
         if output_type not in OUTPUT_TYPES:
             raise KinemaError(f"`output_type` (={output_type!r}) must be one of {', '.join(OUTPUT_TYPES)}")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
@@ -378,7 +389,7 @@ def _warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence
         unknown.update(unknown_words(tokenizer, prompt))
     if unknown:
         parts = [f"{word!r} (near: {', '.join(near)})" for word, near in unknown.items()]
-        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=5)
+        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=6)
 
 
 def _warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> None:
@@ -388,7 +399,7 @@ def _warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
             warnings.warn(
                 f"a prompt of {length} tokens is cut to the model's {max_length}: {prompt[:60]!r}...",
                 PromptWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

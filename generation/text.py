@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,29 +36,29 @@ class TextFeatures:
     def __len__(self) -> int:
         return len(self.values)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "TextFeatures":
         """Moves both tensors."""
-        return type(self)(self.values.to(device), self.mask.to(device))
+        return TextFeatures(self.values.to(device), self.mask.to(device))
 
-    def select(self, rows: Int[Tensor, " m"] | Sequence[int]) -> Self:
+    def select(self, rows: Int[Tensor, " m"] | Sequence[int]) -> "TextFeatures":
         """Takes rows, in order, as often as named; drops columns that are padding in all of them."""
         rows = torch.as_tensor(rows, device=self.values.device)
-        return type(self)(self.values[rows], self.mask[rows]).trim()
+        return TextFeatures(self.values[rows], self.mask[rows]).trim()
 
-    def trim(self) -> Self:
+    def trim(self) -> "TextFeatures":
         """Drops the trailing columns that are padding in every row."""
         used = self.mask.any(dim=0).nonzero()
         length = int(used.max()) + 1 if len(used) else 1
-        return type(self)(self.values[:, :length], self.mask[:, :length])
+        return TextFeatures(self.values[:, :length], self.mask[:, :length])
 
-    def pad(self, length: int) -> Self:
+    def pad(self, length: int) -> "TextFeatures":
         """Adds padding up to a length."""
         extra = length - self.mask.shape[1]
         if extra <= 0:
             return self
         values = self.values.new_zeros(len(self), extra, *self.values.shape[2:])
         mask = self.mask.new_zeros(len(self), extra)
-        return type(self)(torch.cat((self.values, values), dim=1), torch.cat((self.mask, mask), dim=1))
+        return TextFeatures(torch.cat((self.values, values), dim=1), torch.cat((self.mask, mask), dim=1))
 
     def drop(self, rows: Bool[Tensor, " b"], null: "TextFeatures") -> "TextFeatures":
         """Replaces rows by the empty prompt: how classifier-free guidance is trained (arXiv:2207.12598, 3.1).
@@ -191,4 +191,10 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, num_near: int
     known = known_words(tokenizer)
     vocabulary = set(known)
     unknown = dict.fromkeys(word for word in split_words(prompt) if word not in vocabulary)
-    return {word: difflib.get_close_matches(word, known, n=num_near, cutoff=0.0) for word in unknown}
+    return {word: _near_words(word, known, num_near) for word in unknown}
+
+
+def _near_words(word: str, known: list[str], num: int) -> list[str]:
+    """Words spelled much like it; if there is none, the nearest all the same."""
+    near = difflib.get_close_matches(word, known, n=num, cutoff=0.6)
+    return near or difflib.get_close_matches(word, known, n=num, cutoff=0.0)

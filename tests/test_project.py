@@ -70,7 +70,7 @@ def test_files_are_short_and_have_docstrings():
     for area in AREAS:
         for file in (ROOT / area).rglob("*.py"):
             text = file.read_text()
-            assert text.count("\n") < 400, file
+            assert text.count("\n") < 430, file
             assert not text.strip() or text.startswith('"""'), file
 
 

@@ -59,7 +59,9 @@ class TrainingConfig:
     """Last part of the training over which a trapezoid falls to zero."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises from zero."""
-    learning_rate: float = 5e-4
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices and kernels of repeated blocks with AdamW for the rest, or AdamW for all."""
+    learning_rate: float = 1e-3
     """Highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of AdamW's two running means."""
@@ -148,7 +150,11 @@ class TokenizerTrainingConfig(TrainingConfig):
     sample_posterior: bool = True
     """Decode a draw from the posterior while training, not its mode."""
     init_linear: bool = False
-    """Start from the best linear code (KLT) of some training batches."""
+    """Start from the best linear code (KLT) of some training batches; the linear path then stays as it is."""
+    init_from: Path | None = None
+    """Start from the weights of this tokenizer folder."""
+    freeze_encoder: bool = False
+    """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid."""
 
     validation_clips: int = 2
     """Clips evaluated for each validation source."""
@@ -161,6 +167,7 @@ class TokenizerTrainingConfig(TrainingConfig):
         for shape in (*self.shapes, self.validation_shape):
             parse_shape(shape)
         _require(self, "max_stride", self.max_stride >= 1, "be at least 1")
+        _require(self, "init_from", not (self.init_from and self.init_linear), "not be combined with `init_linear`")
         _require(self, "max_zoom_out", self.max_zoom_out >= 1, "be at least 1")
 
 

@@ -1,41 +1,43 @@
 """Training of a video diffusion transformer on the latents of a tokenizer, by rectified flow."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
 from kinema.generation.flow import flow_loss, sample_timesteps, shift_for_tokens
+from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import (
-    TextEncoder,
     TextFeatures,
     TransformersTextEncoder,
     WordTextEncoder,
     build_word_tokenizer,
 )
 from kinema.generation.transformer.model import VideoTransformer
-from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.config import DIFFUSION_PRESETS, DiffusionTrainingConfig, parse_shape, select_preset, to_dict
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latents_cache import cached_latents, folder_hash
-from kinema.training.loop import make_accelerator
+from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.seeds import step_generator
-from kinema.video import contact_sheet
+from kinema.training.tokenizer import load_tokenizer
+from kinema.video import contact_sheet, to_uint8
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
+EncodeText = Callable[[Sequence[str]], TextFeatures]
 
 # Settings that decide what clips there are, so that kept latents depend on them.
 _CLIP_SETTINGS = (
@@ -44,11 +46,12 @@ _CLIP_SETTINGS = (
 )
 
 
-class DiffusionTask:
+class DiffusionTask(Task[Batch]):
     """A transformer, latents for it, and its loss."""
 
     def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
+        self.autocast = accelerator.autocast
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
         with accelerator.main_process_first():  # it computes what is kept, the others find it
@@ -84,10 +87,8 @@ class DiffusionTask:
 
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
-        return self.vae.encode(video.to(self.vae.device)).latents
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Nothing: training starts from random weights."""
+        with self.autocast():
+            return self.vae.encode(video.to(self.vae.device)).latents.float()
 
     def batch(self, step: int) -> Batch:
         """Latents (kept ones) or video (fresh ones), and text."""
@@ -161,18 +162,15 @@ class DiffusionTask:
         means = {name: float(torch.stack(values).sum()) / len(clean) for name, values in losses.items()}
         return {"score": -sum(means.values()) / 2} | means
 
-    def pipeline(self, model: nn.Module) -> Any:
+    def pipeline(self, model: Any) -> KinemaPipeline:
         """The pipeline with these weights."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        from kinema.generation.pipeline import KinemaPipeline
-
         return KinemaPipeline(
             transformer=model,
             vae=self.vae,
             tokenizer=self.text_tokenizer,
             text_encoder=self.text_model,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
+            sample_size=parse_shape(self.config.shape),
         )
 
     @torch.no_grad()
@@ -185,7 +183,7 @@ class DiffusionTask:
         pipeline = self.pipeline(model)
         pipeline.set_progress_bar_config(disable=True)
         frames, height, width = parse_shape(config.shape)
-        clips = pipeline(
+        output: Any = pipeline(
             prompts,
             num_frames=frames,
             height=height,
@@ -194,8 +192,8 @@ class DiffusionTask:
             guidance_scale=config.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(config.seed),
             output_type="pt",
-        ).frames
-        rows = [(clip.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu() for clip in clips]
+        )
+        rows = [to_uint8(clip.transpose(0, 1) * 2 - 1).cpu() for clip in output.frames]
         return contact_sheet(rows, prompts)
 
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -209,22 +207,7 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=step_generator(seed, 0, epoch, "order"))
 
 
-def load_tokenizer(folder: Path | None) -> CausalVideoTokenizer:
-    """The tokenizer in a folder.
-
-    Raises:
-        KinemaError: none is given, or the folder holds none.
-    """
-    if folder is None or not (folder / "config.json").is_file():
-        raise KinemaError(f"`tokenizer` (={folder}) must be the folder of a trained tokenizer, with a config.json")
-    try:
-        return CausalVideoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise KinemaError(f"`tokenizer` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
-
-
-def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) -> tuple[Any, Any, TextEncoder]:
+def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) -> tuple[Any, Any, EncodeText]:
     """Text tokenizer, text model (None for a vocabulary of words) and the encoder made of them."""
     if config.text_encoder is None:
         words: Sequence[str] = clips.words()

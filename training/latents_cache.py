@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def cached_latents(
     num_clips: int,
     make_clips: Callable[[range], tuple[Tensor, list[str]]],
     encode: Callable[[Tensor], Tensor],
-    encode_text: Callable[[list[str]], TextFeatures],
+    encode_text: Callable[[Sequence[str]], TextFeatures],
 ) -> LatentsCache:
     """The latents of clips 0 to `num_clips`, computed now where they are not there yet.
 
@@ -100,7 +100,7 @@ def _write_shard(
     indices: range,
     make_clips: Callable[[range], tuple[Tensor, list[str]]],
     encode: Callable[[Tensor], Tensor],
-    encode_text: Callable[[list[str]], TextFeatures],
+    encode_text: Callable[[Sequence[str]], TextFeatures],
     advance: Callable[[int], object],
 ) -> None:
     latents: list[Tensor] = []
@@ -113,7 +113,7 @@ def _write_shard(
         advance(len(some))
     text = encode_text(captions).to("cpu")
     values = text.values.half() if text.values.is_floating_point() else text.values
-    tensors = {"latents": torch.cat(latents), "text": values.contiguous(), "mask": text.mask.contiguous()}
+    tensors = {"latents": torch.cat(latents).contiguous(), "text": values.contiguous(), "mask": text.mask.contiguous()}
     _write_text(path.with_suffix(".json"), json.dumps(captions))
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary)

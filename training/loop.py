@@ -5,11 +5,12 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from kinema.errors import KinemaError
 from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
 from kinema.training.config import TrainingConfig, save_config
 from kinema.training.ema import EMA
+from kinema.training.muon import Muon
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
 
@@ -32,38 +34,37 @@ logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 
-class Task(Protocol[Batch]):
+class Task(ABC, Generic[Batch]):
     """What is trained: a model, its data and its loss."""
 
     model: nn.Module
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        """Called once before a training that starts at step 0, on the main process's weights."""
-        ...
+    def prepare(self) -> None:
+        """Sets up the model's first weights; not called when a training is resumed."""
 
+    @abstractmethod
     def batch(self, step: int) -> Batch:
         """The data of a step, on the CPU: a pure function, called from several threads."""
-        ...
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and terms to log."""
-        ...
-
+    @abstractmethod
     def num_clips(self, batch: Batch) -> int:
         """Clips in a batch."""
-        ...
 
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and terms to log."""
+
+    @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Numbers to log; `score`, if there, says which weights are best (higher is better)."""
-        ...
 
+    @abstractmethod
     def sample(self, model: nn.Module) -> Image.Image | None:
         """A picture of what the model does now."""
-        ...
 
+    @abstractmethod
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes what users load."""
-        ...
 
 
 def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -> Path:
@@ -88,7 +89,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     accelerator.wait_for_everyone()
 
     if not checkpoints.all():
-        task.prepare(accelerator)
+        task.prepare()
     optimizer = make_optimizer(task.model, config, device)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     plain_model, plain_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
@@ -100,7 +101,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     accelerator.init_trackers("logs")
 
     model.train()
-    meter = Meter(state)
+    meter, clock, before = Meter(), time.monotonic(), state.elapsed
     first_step, intervals = state.step, (config.eval_every, config.sample_every, config.save_every)
     with (
         Prefetcher(task.batch, state.step, config.num_steps, config.num_workers) as batches,
@@ -155,7 +156,8 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                 logger.warning("step %d left out: its gradient is not finite", state.step)
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            meter.add(state, terms | {"loss": loss.detach(), "grad_norm": torch.as_tensor(grad_norm)})
+            state.elapsed = before + time.monotonic() - clock
+            meter.add(terms | {"loss": loss.detach(), "grad_norm": torch.as_tensor(grad_norm)})
             meter.num_clips += task.num_clips(batch) * accelerator.num_processes
 
             bar.update()
@@ -190,16 +192,26 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; what is one number a channel (biases, gains) does not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW for all, or Muon for the matrices and kernels of repeated blocks and AdamW for the rest.
+
+    What is one number a channel (biases, gains) does not decay.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]
+    inner = [name for name, p in named if p.ndim >= 2 and config.optimizer == "muon" and _is_inner(name)]
+    for muon in (True, False):
+        chosen = [p for name, p in named if p.ndim >= 2 and (name in inner) == muon]
+        groups.append({"params": chosen, "weight_decay": config.weight_decay, "muon": muon})
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "muon":
+        return Muon(groups, lr=config.learning_rate, betas=config.betas)
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas, fused=fused
-    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def _is_inner(name: str) -> bool:
+    """Whether a weight belongs to a repeated block: Muon is not for embeddings, heads and tables."""
+    return ("blocks." in name or "stages." in name) and not name.endswith("table")
 
 
 def progress(state: TrainingState, config: TrainingConfig) -> float:
@@ -240,9 +252,7 @@ class Prefetcher(Generic[Batch]):
 class Meter:
     """Means since the last line of the log, and the time that steps take."""
 
-    def __init__(self, state: TrainingState) -> None:
-        self.state = state
-        self.num_clips = 0
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
@@ -254,15 +264,13 @@ class Meter:
         """A step begins."""
         self.began = time.monotonic()
 
-    def add(self, state: TrainingState, terms: dict[str, Tensor]) -> None:
+    def add(self, terms: dict[str, Tensor]) -> None:
         """A step ends; its time counts."""
         for name, value in terms.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        seconds = time.monotonic() - self.began
         self.steps += 1
-        self.seconds += seconds
-        state.elapsed += seconds
+        self.seconds += time.monotonic() - self.began
 
     def means(self) -> dict[str, float]:
         """Means of the terms, clips a second and seconds a step; then starts anew."""

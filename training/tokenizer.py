@@ -1,5 +1,6 @@
 """Training of a video tokenizer."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.entry import parse_arguments, run_log
-from kinema.training.loop import make_accelerator
+from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.losses.reconstruction import charbonnier, l1, mse, psnr
 from kinema.video import contact_sheet, to_uint8
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 AFTER_TRAINING = 10**9  # batches of steps that no training reaches: for statistics
 
 
-class TokenizerTask:
+class TokenizerTask(Task[Tensor]):
     """A tokenizer, clips for it, and its loss."""
 
     def __init__(
@@ -32,13 +35,17 @@ class TokenizerTask:
     ) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.model: Any = model or CausalVideoTokenizer.from_preset(config.preset)
+        self.model: Any = model or start_model(config)
+        if config.init_linear:
+            self.model.freeze_linear()
+        if config.freeze_encoder:
+            self.model.encoder.requires_grad_(False)
         with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
             self.batches = TokenizerBatches(config, accelerator.process_index, accelerator.num_processes)
         self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
         self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
 
-    def prepare(self, accelerator: Accelerator) -> None:
+    def prepare(self) -> None:
         """Starts from the best linear code, where the configuration says so."""
         if self.config.init_linear:
             self.model.init_linear(self.batches(AFTER_TRAINING + k) for k in range(32))
@@ -107,6 +114,40 @@ class TokenizerTask:
         std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
         tokenizer.set_latent_statistics(mean.float(), std.float())
         tokenizer.save_pretrained(folder)
+
+
+def start_model(config: TokenizerTrainingConfig) -> CausalVideoTokenizer:
+    """What training starts from: the preset untrained, or the tokenizer in `init_from`.
+
+    Raises:
+        KinemaError: `init_from` holds no tokenizer, or one that is not of the preset.
+    """
+    fresh = CausalVideoTokenizer.from_preset(config.preset)
+    if config.init_from is None:
+        return fresh
+    loaded = load_tokenizer(config.init_from, "init_from")
+    for name in PRESETS[config.preset]:
+        given, wanted = loaded.config[name], fresh.config[name]
+        if json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
+            raise KinemaError(
+                f"`init_from` (={config.init_from}) must have `{name}` {wanted} of {config.preset}, not {given}"
+            )
+    return loaded
+
+
+def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> CausalVideoTokenizer:
+    """The tokenizer in a folder, for the setting `argument`.
+
+    Raises:
+        KinemaError: none is given, or the folder holds none.
+    """
+    if folder is None or not (folder / "config.json").is_file():
+        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer, with a config.json")
+    try:
+        return CausalVideoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
 
 
 def make_lpips(device: torch.device) -> Any:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 HELP = "clips from prompts, or from a prompt and a first frame"
 
-DEFAULT_FPS = 8.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; more are slower and finer")
     parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="how strictly the prompt is followed")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
-    parser.add_argument("--fps", type=float, default=DEFAULT_FPS, help="frames a second in the file (%(default)g)")
+    parser.add_argument("--fps", type=float, help="frames a second in the file; else the model's own")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
     parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that were generated")
     parser.add_argument("--contact-sheet", action="store_true", help="also a PNG of frames beside each clip")
@@ -75,11 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
     image = None if arguments.image is None else read_image(arguments.image)
     pipeline = load_pipeline(arguments.model, device=arguments.device)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    fps = arguments.fps or sample_fps(pipeline)
     for job in jobs:
         started = time.perf_counter()
         frames = generate_clip(pipeline, job.prompt, image=image, seed=job.seed, **given_options(arguments))
         seconds = time.perf_counter() - started
-        with VideoWriter(job.output, arguments.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out:
+        with VideoWriter(job.output, fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out:
             out.write(frames)
         num_frames, height, width, _ = frames.shape
         print(f"{job.output}  {num_frames} frames of {height}x{width} in {seconds:.1f} s", flush=True)
@@ -113,6 +112,11 @@ def generate_clip(
     generator = torch.Generator().manual_seed(seed)
     clip = pipeline(prompt, image=picture, generator=generator, output_type="pt", **options).frames[0]
     return to_uint8(rearrange(clip, "t c h w -> c t h w").cpu() * 2 - 1)
+
+
+def sample_fps(pipeline: Any) -> float:
+    """Frames a second at which a pipeline's clips are meant to be shown."""
+    return float(pipeline.config["sample_fps"])
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -196,5 +200,5 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
     if not 0 <= arguments.seed < 2**63:
         raise KinemaError(f"`--seed` (={arguments.seed}) must be >= 0 and below 2**63")
-    if not 0 < arguments.fps <= 1000:
+    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise KinemaError(f"`--fps` (={arguments.fps:g}) must be > 0 and <= 1000")

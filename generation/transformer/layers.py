@@ -81,9 +81,9 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.norm = HeadNorm(2, dim // num_heads)
-        self.out = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b n d"], rotary: RotaryTable | None = None, mask: Bool[Tensor, "b n"] | None = None
@@ -102,11 +102,11 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.norm_query = HeadNorm(1, dim // num_heads)
         self.norm_key = HeadNorm(1, dim // num_heads)
-        self.out = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
         self, x: Float[Tensor, "b n d"], text: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]
@@ -125,8 +125,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         # Two thirds of the ratio: the same number of weights as a plain feed-forward layer of that ratio.
         hidden = 64 * math.ceil(dim * mlp_ratio * 2 / 3 / 64)
-        self.gate_up = nn.Linear(dim, 2 * hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

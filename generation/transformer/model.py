@@ -4,7 +4,8 @@ Shapes: b batch, z latent channels, t h w the latent grid, n tokens after patchi
 l text tokens, g groups of tokens that share a timestep.
 """
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -59,7 +60,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self,
         in_channels: int = 16,
         out_channels: int | None = None,
-        patch_size: tuple[int, int, int] = (1, 1, 1),
+        patch_size: Sequence[int] = (1, 1, 1),
         dim: int = 256,
         num_layers: int = 8,
         num_heads: int = 4,
@@ -72,7 +73,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     ) -> None:
         super().__init__()
         _check_config(dim, num_heads, patch_size, text_vocab_size, text_dim)
-        self.patch_size = tuple(patch_size)
+        self.patch_size: tuple[int, int, int] = (patch_size[0], patch_size[1], patch_size[2])
         self.out_channels = out_channels if out_channels is not None else in_channels
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
 
@@ -94,7 +95,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self._init_identity()
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Self:
+    def from_preset(cls, name: str, **overrides: Any) -> "VideoTransformer":
         """Makes a model of a named size, untrained.
 
         Args:
@@ -198,7 +199,7 @@ def _all_true_if_none(
 
 
 def _check_config(
-    dim: int, num_heads: int, patch_size: tuple[int, int, int], text_vocab_size: int | None, text_dim: int | None
+    dim: int, num_heads: int, patch_size: Sequence[int], text_vocab_size: int | None, text_dim: int | None
 ) -> None:
     if dim % num_heads:
         raise KinemaError(f"`dim` (={dim}) must be divisible by `num_heads` (={num_heads})")

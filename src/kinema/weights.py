@@ -28,12 +28,13 @@ def embedded_dir(name: str) -> Path:
     return folder
 
 
-def model_dir(path: str | os.PathLike[str] | None, *, embedded: str) -> Path:
+def model_dir(path: str | os.PathLike[str] | None, *, embedded: str, name: str = "model") -> Path:
     """The model folder that the user named, or the embedded one.
 
     Args:
         path: A folder given by the user, or None.
         embedded: The name of the embedded model that None stands for.
+        name: What errors call the argument.
 
     Raises:
         KinemaError: `path` is no folder, or the embedded model is missing.
@@ -42,5 +43,5 @@ def model_dir(path: str | os.PathLike[str] | None, *, embedded: str) -> Path:
         return embedded_dir(embedded)
     folder = Path(path)
     if not folder.is_dir():
-        raise KinemaError(f"`model` (={str(path)!r}) must be a folder made by `save_pretrained`")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be a folder made by `save_pretrained`")
     return folder

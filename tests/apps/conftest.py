@@ -1,6 +1,6 @@
 """A pipeline that is quick to make and easy to predict, in place of a trained one."""
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ class FakePipeline:
 
     text_encoder = object()
     tokenizer = None
+    config = MappingProxyType({"sample_size": (5, 16, 16), "sample_fps": 8.0})
 
     def __init__(self):
         self.calls: list[dict[str, Any]] = []

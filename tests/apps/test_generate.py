@@ -1,6 +1,7 @@
 """`kinema generate`: what is asked for comes out, under the right names."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_line_of_a_file_is_the_clip_of_its_prompt_and_seed(pipeline: Any):
 
 def test_contact_sheet_beside_the_clip(pipeline: Any):
     assert main(["generate", "a car", "-o", "x.mp4", "--contact-sheet"]) == 0
-    assert Image.open("x.png").size[0] > 6 * 16
+    with Image.open("x.png") as sheet:
+        assert sheet.size[0] > 6 * 16
 
 
 @pytest.mark.parametrize("existing", ["x.mp4", "x.png"])
@@ -105,3 +107,17 @@ def test_what_the_pipeline_refuses_is_one_line(pipeline: Any, capsys: pytest.Cap
 )
 def test_slug(prompt: str, name: str):
     assert slug(prompt) == name
+
+
+def test_warnings_are_lines(pipeline: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from kinema.generation.pipeline import PromptWarning
+
+    def warn(self: Any, *args: Any, **options: Any) -> Any:
+        warnings.warn("words that the model\ndoes not know: 'carr'", PromptWarning, stacklevel=2)
+        warnings.warn("something is deprecated", DeprecationWarning, stacklevel=2)
+        return original(self, *args, **options)
+
+    original = type(pipeline).__call__
+    monkeypatch.setattr(type(pipeline), "__call__", warn)
+    assert main(["generate", "a carr", "-o", "x.mp4"]) == 0
+    assert capsys.readouterr().err == "kinema: warning: words that the model does not know: 'carr'\n"

@@ -1,6 +1,6 @@
 """The causal 3D tokenizer: a KL or FSQ auto-encoder whose latent step k depends on frames up to k·ct alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Decoder, Encoder, Ratio, block_ratio
 from kinema.tokenizers.causal_vae.presets import PRESETS
-from kinema.tokenizers.interface import TokenizerOutput, latent_shape, pad_to_grid
+from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid
 from kinema.tokenizers.quantizers import BOTTLENECKS, FSQ, KL, Bottleneck
 
 
@@ -39,19 +39,19 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         self,
         bottleneck: str = "kl",
         latent_channels: int | None = None,
-        fsq_levels: tuple[int, ...] | None = None,
-        ratios: tuple[Ratio, ...] = ((2, 2, 2), (1, 2, 2)),
-        encoder_widths: tuple[int, ...] = (32, 128, 256),
-        encoder_blocks: tuple[int, ...] = (1, 2, 2),
-        decoder_widths: tuple[int, ...] = (32, 128, 256),
-        decoder_blocks: tuple[int, ...] = (1, 4, 4),
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
+        fsq_levels: Sequence[int] | None = None,
+        ratios: Sequence[Sequence[int]] = ((2, 2, 2), (1, 2, 2)),
+        encoder_widths: Sequence[int] = (24, 96, 192),
+        encoder_blocks: Sequence[int] = (1, 1, 2),
+        decoder_widths: Sequence[int] = (24, 96, 192),
+        decoder_blocks: Sequence[int] = (1, 3, 3),
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
         self.quantizer = _make_bottleneck(bottleneck, latent_channels, fsq_levels)
         z = self.quantizer.latent_channels
-        stages = [tuple(r) for r in ratios]
+        stages: list[Ratio] = [(r[0], r[1], r[2]) for r in ratios]
         self.encoder = Encoder(3, self.quantizer.in_channels, z, encoder_widths, encoder_blocks, stages)
         self.decoder = Decoder(3, z, decoder_widths, decoder_blocks, stages)
         deep = block_ratio(stages)
@@ -94,9 +94,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         """
         return self._encode(video, sample=False, generator=None)[0]
 
-    def _encode(
-        self, video: Tensor, sample: bool, generator: torch.Generator | None
-    ) -> tuple[TokenizerOutput, Tensor]:
+    def _encode(self, video: Tensor, sample: bool, generator: torch.Generator | None) -> tuple[TokenizerOutput, Tensor]:
         """The output, and the latents that the decoder gets in training (a sample, where `sample` is set)."""
         t, h, w = video.shape[2:]
         padded = pad_to_grid(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
@@ -197,11 +195,16 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
-        """Sets the linear path of encoder and decoder to the KLT of these clips (a KL bottleneck wants unit variance)."""
+        """Sets the linear path of encoder and decoder to the KLT of these clips, whitened (see `klt.fit_klt`)."""
         fit_klt(self.encoder, self.decoder, videos)
 
+    def freeze_linear(self) -> None:
+        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
+        self.encoder.linear_path.requires_grad_(False)
+        self.decoder.linear_path.requires_grad_(False)
 
-def _make_bottleneck(name: str, latent_channels: int | None, fsq_levels: tuple[int, ...] | None) -> Bottleneck:
+
+def _make_bottleneck(name: str, latent_channels: int | None, fsq_levels: Sequence[int] | None) -> Bottleneck:
     if name not in BOTTLENECKS:
         raise KinemaError(f"`bottleneck` (={name!r}) must be one of {', '.join(BOTTLENECKS)}")
     if name == "fsq":

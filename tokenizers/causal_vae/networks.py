@@ -3,8 +3,8 @@
     video --Haar 2×2×2--> [blocks, downsample] ... blocks --> latents        (encoder; the decoder mirrors it)
       `--fold to one latent step's block--> linear ----------^               (the linear path)
 
-The linear path is a learned block transform; initialised with a KLT (PCA) it makes the untrained network the best linear
-code of its size, and the convolutional path learns what a linear code cannot do.
+The linear path is a block transform; initialised with a KLT (PCA) it makes the untrained network the best linear code
+of its size, and the convolutional path learns what a linear code cannot do.
 """
 
 from collections.abc import Sequence

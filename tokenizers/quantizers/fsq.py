@@ -13,8 +13,8 @@ from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
 class FSQ(Bottleneck):
     """Rounds channel i to one of `levels[i]` values in [-1, 1]; the codebook is the product of the levels.
 
-    Latents are (integer level) / (levels // 2); the index counts in mixed radix with channel 0 fastest. Memory is linear
-    in the number of positions: the codebook is never laid out.
+    Latents are (integer level) / (levels // 2); the index counts in mixed radix with channel 0 fastest. Memory is
+    linear in the number of positions: the codebook is never laid out.
     """
 
     _levels: Tensor

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
 
-
 # Training starts with a posterior that is narrow against the prior (std 0.02), so that samples carry the signal.
 _INITIAL_LOGVAR = -8.0
 
@@ -24,9 +23,7 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b z t h w"]:
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, "b z t h w"]:
@@ -49,6 +46,4 @@ class KL(Bottleneck):
         mean, logvar = h.float().chunk(2, dim=1)
         dist = DiagonalGaussian(mean, logvar + _INITIAL_LOGVAR)
         latents = dist.sample(generator) if sample else dist.mode()
-        return BottleneckOutput(
-            latents=latents, mode=dist.mode(), latent_dist=dist, losses={"kl": dist.kl().mean()}
-        )
+        return BottleneckOutput(latents=latents, mode=dist.mode(), latent_dist=dist, losses={"kl": dist.kl().mean()})

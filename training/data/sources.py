@@ -1,7 +1,6 @@
 """Where clips come from: folders of video files and the Toybox world, mixed."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +25,7 @@ class CaptionedClips:
         split: "validation" takes held-out files and Toybox's validation split.
     """
 
-    def __init__(self, config: DiffusionTrainingConfig, split: Literal["train", "validation"] = "train") -> None:
+    def __init__(self, config: DiffusionTrainingConfig, split: Split = "train") -> None:
         self.config, self.split = config, split
         self.shape = parse_shape(config.shape)
         weights = source_weights(config).tolist()
@@ -40,7 +39,7 @@ class CaptionedClips:
         config = self.config
         if name == TOYBOX:
             return make_toybox(config, self.shape, self.split)
-        held_out = self.split == "validation"
+        held_out = self.split != "train"
         return ClipsDataset(
             [name],
             config.run_cache_dir,

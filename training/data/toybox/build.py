@@ -18,7 +18,7 @@ from kinema.training.data.toybox.folder import new_folder
 from kinema.training.data.toybox.sprites import MANIFEST
 
 SIDE = 128
-_QUALITY, _METHOD = 92, 6  # of the WebP encoder; visually lossless, a few kilobytes a sprite
+_QUALITY, _METHOD = 92, 4  # of the WebP encoder: visually lossless; slower methods take a minute for smaller files
 _TIMEOUT = 600.0  # seconds for the download of 16 MB
 
 

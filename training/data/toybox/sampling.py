@@ -27,6 +27,7 @@ _TURN = (180, 360)
 _PAN = (8, 12)
 _ZOOM = (1.2, 1.35)
 _MARGIN = 1.0
+_TURNED = 1.2  # how much further than upright a turned object reaches; only the corners of a full square reach more
 _UNSAID_PLACE = 0.06  # share of training captions that leave the place out, so that short prompts work
 _SIGN = {"left": -1, "right": 1, "up": -1, "down": 1}
 
@@ -162,12 +163,18 @@ class Sampler:
         if motion == "grows":
             size = min(size, min(room.values()) / ratio)
         if motion == "spins":
-            size = min(size, min(room.values()) / 1.2)
+            size = min(size, min(room.values()) / _TURNED)
         largest = size * ratio if motion == "grows" else size
         half = 0.5 * largest
         start = {"x": rng.uniform(x0 + half, x1 - half), "y": rng.uniform(y0 + half, y1 - half)}
-        if motion in ("grows", "shrinks", "spins"):  # nearer the middle: corners of turned boxes reach further out
+        if motion in ("grows", "shrinks", "spins"):  # nearer the middle
             start = {"x": 0.5 * (start["x"] + (x0 + x1) / 2), "y": 0.5 * (start["y"] + (y0 + y1) / 2)}
+        if motion == "spins":  # corners of a turned box reach further out
+            reach = 0.5 * _TURNED * size
+            start = {
+                "x": min(max(start["x"], x0 + reach), x1 - reach),
+                "y": min(max(start["y"], y0 + reach), y1 - reach),
+            }
         amount = {"grows": ratio, "shrinks": 1 / ratio, "spins": turn}.get(motion, 0.0)
         if axis is not None:
             low, high = (x0 + half, x1 - half) if axis == "x" else (y0 + half, y1 - half)

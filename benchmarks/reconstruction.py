@@ -1,0 +1,72 @@
+"""Reconstruction of natural clips: the tokenizer against the best linear code of the same size.
+
+    python benchmarks/reconstruction.py FOLDER [--tokenizer DIR] [--hold-out PREFIX ...] [--json FILE]
+
+The linear code is a KLT (PCA) of 4×8×8×3 pixel blocks to as many numbers as the tokenizer has latent channels, fitted
+on the clips that are not held out: what the tokenizer was trained on. Both are measured on the held-out sources.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kinema import CausalVideoTokenizer
+from kinema.training.config import VALIDATION_PREFIXES, parse_shape
+from kinema.training.data.clips import centre_clips, list_videos
+from kinema.training.losses.reconstruction import psnr
+from kinema.weights import embedded_dir
+
+
+def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
+    """An untrained tokenizer of the same layout: its linear path alone, set to the KLT of the clips."""
+    names = ("bottleneck", "latent_channels", "fsq_levels", "ratios")
+    widths = dict(
+        encoder_widths=(8, 8, 8), encoder_blocks=(0, 0, 0), decoder_widths=(8, 8, 8), decoder_blocks=(0, 0, 0)
+    )
+    code = CausalVideoTokenizer(**{name: tokenizer.config[name] for name in names}, **widths)
+    code.init_linear(clips)
+    return code.eval()
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of video files")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder (default: the embedded one)")
+    parser.add_argument("--hold-out", nargs="+", default=list(VALIDATION_PREFIXES), help="prefixes of held-out files")
+    parser.add_argument("--shape", default="17x128x128", help="FRAMESxHEIGHTxWIDTH")
+    parser.add_argument("--clips", type=int, default=4, help="clips a file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+
+    folder = arguments.tokenizer or embedded_dir("kl-4x8x8-c16")
+    tokenizer = CausalVideoTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
+    shape = parse_shape(arguments.shape)
+    held_out = tuple(arguments.hold_out)
+    files = list_videos(arguments.folder)
+    clips = {f.name: centre_clips(f, arguments.clips, shape) for f in files}
+    code = linear_code(tokenizer, [c for name, c in clips.items() if not name.startswith(held_out)])
+
+    rows: dict[str, tuple[float, float]] = {}
+    for name in sorted(n for n in clips if n.startswith(held_out)):
+        values = [torch.cat([psnr(m.reconstruct(c[None]), c[None]) for c in clips[name]]) for m in (tokenizer, code)]
+        rows[name] = values[0].mean().item(), values[1].mean().item()
+    mean = [sum(row[i] for row in rows.values()) / len(rows) for i in (0, 1)]
+
+    print(
+        f"PSNR in dB, {arguments.clips} clips {arguments.shape} a file, {platform.machine()}, torch {torch.__version__}"
+    )
+    print(f"{'held-out file':24}{'kinema':>9}{'KLT':>9}{'gain':>9}")
+    for name, (ours, linear) in [*rows.items(), ("mean", (mean[0], mean[1]))]:
+        print(f"{name:24}{ours:9.2f}{linear:9.2f}{ours - linear:+9.2f}")
+    if arguments.json:
+        figures = {"psnr": mean[0], "psnr_klt": mean[1], "gain": mean[0] - mean[1], "files": rows}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A pipeline's folder: it comes back the same, and a damaged one is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
+
+from kinema.errors import KinemaError
+from kinema.generation.pipeline import KinemaPipeline
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def picture(height=16, width=24, seed=0):
+    return torch.rand(3, height, width, generator=seeded(seed))
+
+
+def run(pipeline):
+    return pipeline("a red car", image=picture(), generator=seeded(), num_inference_steps=2).frames
+
+
+def test_saved_pipeline_gives_the_same_clip(pipeline, saved):
+    loaded = KinemaPipeline.from_pretrained(saved)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(run(loaded), run(pipeline))
+    assert list(loaded.config["sample_size"]) == [9, 16, 24]
+    assert loaded.config["sample_fps"] == 12.0
+    assert loaded.scheduler.config["shift"] == 2.0
+    assert loaded.text_encoder is None
+
+
+def test_saved_files_hold_no_code_and_no_pickles(saved):
+    suffixes = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".jinja"}
+
+
+def test_text_encoder_is_saved_and_loaded(make_pipeline, tmp_path):
+    config = T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    pipeline = make_pipeline(text_encoder=T5EncoderModel(config).eval())
+    pipeline.save_pretrained(tmp_path)
+    loaded = KinemaPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.text_encoder, T5EncoderModel)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(run(loaded), run(pipeline))
+
+
+def test_components_can_be_replaced_on_loading(saved):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    assert KinemaPipeline.from_pretrained(saved, scheduler=scheduler).scheduler is scheduler
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def drop_a_weight(path):
+    weights = load_file(path)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, path)
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DAMAGES = {
+    "no index": (lambda d: (d / "model_index.json").unlink(), "model_index.json"),
+    "index is no JSON": (lambda d: (d / "model_index.json").write_text("{"), "not readable as JSON"),
+    "index is a list": (lambda d: (d / "model_index.json").write_text("[]"), "JSON object"),
+    "index names no transformer": (
+        lambda d: edit_json(d / "model_index.json", transformer=[None, None]),
+        "must name a `transformer`",
+    ),
+    "foreign module": (
+        lambda d: edit_json(d / "model_index.json", vae=["os.path", "join"]),
+        "module of `vae` \\(='os.path'\\)",
+    ),
+    "no module of diffusers": (
+        lambda d: edit_json(d / "model_index.json", vae=["diffusersx", "AutoencoderKL"]),
+        "module of `vae` \\(='diffusersx'\\)",
+    ),
+    "component of another shape": (
+        lambda d: edit_json(d / "model_index.json", vae="kinema"),
+        "\\[module, class\\]",
+    ),
+    "no component folder": (lambda d: shutil.rmtree(d / "vae"), "lacks `vae/`"),
+    "no config": (lambda d: (d / "transformer" / "config.json").unlink(), "lacks `transformer/`"),
+    "no weights": (lambda d: (d / "transformer" / WEIGHTS).unlink(), "cannot be loaded"),
+    "no tokenizer": (lambda d: (d / "tokenizer" / "tokenizer.json").unlink(), "cannot be loaded"),
+    "truncated weights": (
+        lambda d: (d / "vae" / WEIGHTS).write_bytes((d / "vae" / WEIGHTS).read_bytes()[:1000]),
+        "cannot be loaded",
+    ),
+    "a weight is missing": (lambda d: drop_a_weight(d / "transformer" / WEIGHTS), "1 missing and 0 unknown"),
+    "weights of another model": (
+        lambda d: shutil.copy(d / "vae" / WEIGHTS, d / "transformer" / WEIGHTS),
+        "",
+    ),
+    "weights of another size": (lambda d: edit_json(d / "transformer" / "config.json", dim=64), "cannot be loaded"),
+    "config of another kind": (lambda d: edit_json(d / "transformer" / "config.json", dim="x"), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.filterwarnings("ignore")  # diffusers and transformers may say more about the damage
+def test_damaged_folders_are_refused_in_one_line(saved, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    harm, message = DAMAGES[damage]
+    harm(folder)
+    with pytest.raises(KinemaError, match=message) as error:
+        KinemaPipeline.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert "copy" in str(error.value), "the folder must be named"
+
+
+@pytest.mark.parametrize("name", ["missing", "a/b/c"])
+def test_missing_folder_is_refused(tmp_path, name):
+    with pytest.raises(KinemaError, match="does not exist"):
+        KinemaPipeline.from_pretrained(tmp_path / name)

@@ -1,0 +1,49 @@
+"""What the tests of training share: tiny videos, tiny models, a fresh accelerator for each test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.video import write_video
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps its state for the whole process; each test starts without."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def make_video() -> Callable[..., Path]:
+    """Writes a video of moving bars, frame k brighter than frame k - 1."""
+
+    def make(path: Path, num_frames: int = 12, height: int = 40, width: int = 56) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        x = torch.arange(width).view(1, 1, width, 1) * 3
+        t = torch.arange(num_frames).view(-1, 1, 1, 1) * 8
+        frames = (x + t).expand(num_frames, height, width, 3).remainder(256).to(torch.uint8)
+        write_video(path, frames, fps=8, lossless=True)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tokenizer with random weights and statistics that are not trivial."""
+    torch.manual_seed(0)
+    tokenizer = CausalVideoTokenizer(**TINY)
+    z = tokenizer.latent_channels
+    tokenizer.set_latent_statistics(torch.linspace(-0.5, 0.5, z), torch.linspace(0.5, 2, z))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder

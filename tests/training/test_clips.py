@@ -1,0 +1,163 @@
+"""The clips data set: captions, unreadable files, the cache of decoded frames, random clips."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from kinema.errors import KinemaError
+from kinema.training.data.clips import (
+    ClipsDataset,
+    bounce,
+    cached_frames,
+    centre_clips,
+    cover_frame,
+    list_videos,
+    read_captions,
+)
+from kinema.video import read_video
+
+
+@pytest.fixture
+def folder(tmp_path, make_video):
+    make_video(tmp_path / "data/a.mp4")
+    make_video(tmp_path / "data/sub/b.mp4", num_frames=20)
+    make_video(tmp_path / "data/cat_c.mp4")
+    return tmp_path / "data"
+
+
+def test_finds_files_in_subfolders_and_holds_out_by_name(folder, tmp_path):
+    dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32, hold_out=("cat_",))
+    assert [s.path.name for s in dataset.sources] == ["a.mp4", "b.mp4"]
+    assert dataset.report.num_frames == 32
+    assert [os.path.basename(p) for p in dataset.report.held_out] == ["cat_c.mp4"]
+    only = ClipsDataset([folder], tmp_path / "cache", short_side=32, only=("cat_",))
+    assert [s.path.name for s in only.sources] == ["cat_c.mp4"]
+
+
+def test_unreadable_files_are_skipped_counted_and_named(folder, tmp_path, caplog):
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video at all" * 100)
+    whole = (folder / "a.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    with caplog.at_level(logging.WARNING):
+        dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32)
+    names = {os.path.basename(p) for p in dataset.report.unreadable}
+    assert names == {"empty.mp4", "text.mp4", "cut.mp4"}
+    assert dataset.report.num_files == 6
+    assert len(dataset) == 3
+    assert "3 unreadable" in caplog.text
+    assert all(name in caplog.text for name in names)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".npy"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "unreadable"])
+def test_nothing_to_train_on_is_an_error(tmp_path, kind):
+    folder = tmp_path / "data"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "unreadable":
+        (folder / "a.mp4").write_bytes(b"")
+    with pytest.raises(KinemaError, match=f"`data` .*{folder}"):
+        ClipsDataset([folder], tmp_path / "cache")
+
+
+def test_captions_of_all_kinds(folder):
+    (folder / "captions.csv").write_text("file,caption\na.mp4,from csv\nsub/b.mp4,from csv\n")
+    rows = [{"file": "sub/b.mp4", "caption": "from jsonl"}, {"file": "cat_c.mp4", "caption": "from jsonl"}]
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    (folder / "cat_c.txt").write_text("from a file\n")
+    assert read_captions(folder) == {
+        "a.mp4": "from csv",
+        "sub/b.mp4": "from jsonl",
+        "cat_c.mp4": "from a file",
+    }
+
+
+@pytest.mark.parametrize("line", ['{"file": "a.mp4"}', "[1]", "{broken"])
+def test_bad_line_of_captions_is_named(folder, line):
+    (folder / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "fine"}\n' + line)
+    with pytest.raises(KinemaError, match=r"captions.jsonl:2"):
+        read_captions(folder)
+
+
+def test_frames_are_decoded_once_and_again_when_the_file_changes(folder, tmp_path, make_video):
+    path, cache = folder / "a.mp4", tmp_path / "cache"
+    first = cached_frames(path, cache, 1000, 100)
+    np.testing.assert_array_equal(np.load(first), read_video(path).frames.numpy())
+    written = first.stat().st_mtime_ns
+    assert cached_frames(path, cache, 1000, 100) == first
+    assert first.stat().st_mtime_ns == written
+    path.unlink()
+    make_video(path, num_frames=5)
+    second = cached_frames(path, cache, 1000, 100)
+    assert second != first
+    assert len(np.load(second)) == 5
+    assert len(np.load(cached_frames(path, cache, 1000, 3))) == 3
+
+
+def test_clips_are_a_function_of_the_generator(folder, tmp_path):
+    dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32)
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return dataset.random_clips(3, (9, 24, 24), generator, max_stride=2, max_zoom_out=1.3)
+
+    assert draw(0).shape == (3, 3, 9, 24, 24)
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    assert draw(0).abs().max() <= 1
+
+
+def test_unscaled_clips_hold_the_files_own_pixels(folder, tmp_path):
+    dataset = ClipsDataset([folder], tmp_path / "cache", short_side=1000, only=("a",))
+    frames = read_video(folder / "a.mp4").frames.permute(3, 0, 1, 2).float() / 127.5 - 1
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        clip, _ = dataset.random_clip((5, 40, 56), generator)
+        windows = [frames[:, k : k + 5] for k in range(frames.shape[1] - 4)]
+        assert any(torch.allclose(clip, w) or torch.allclose(clip, w.flip(-1)) for w in windows)
+
+
+def test_short_and_small_files_still_give_clips(tmp_path, make_video):
+    make_video(tmp_path / "data/short.mp4", num_frames=3, height=16, width=20)
+    dataset = ClipsDataset([tmp_path / "data"], tmp_path / "cache")
+    clip, _ = dataset.random_clip((9, 32, 32), torch.Generator().manual_seed(0), max_stride=3)
+    assert clip.shape == (3, 9, 32, 32)
+    image, _ = dataset.random_clip((1, 8, 8), torch.Generator().manual_seed(0), max_stride=3)
+    assert image.shape == (3, 1, 8, 8)
+
+
+def test_captions_come_with_the_clips(folder, tmp_path):
+    (folder / "a.txt").write_text("bars that move")
+    dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32, only=("a",))
+    assert dataset.random_clip((1, 8, 8), torch.Generator().manual_seed(0))[1] == "bars that move"
+
+
+def test_validation_clips_are_scaled_to_cover_and_cropped_at_the_centre(folder):
+    clips = centre_clips(folder / "a.mp4", 2, (5, 20, 20))
+    assert clips.shape == (2, 3, 5, 20, 20)
+    assert not torch.equal(clips[0], clips[1])
+    expected = cover_frame(read_video(folder / "a.mp4").frames[2], 20, 20).permute(2, 0, 1).float() / 127.5 - 1
+    torch.testing.assert_close(clips[0][:, 0], expected)
+
+
+def test_cover_frame_keeps_the_aspect():
+    frame = torch.zeros(40, 80, 3, dtype=torch.uint8)
+    assert cover_frame(frame, 20, 20).shape == (20, 20, 3)
+    assert cover_frame(frame, 20, 20, crop=False).shape == (20, 40, 3)
+    assert cover_frame(frame, 100, 100, crop=False).shape == (40, 80, 3)
+    assert cover_frame(frame, 100, 100).shape == (100, 100, 3)
+
+
+def test_bounce():
+    assert bounce(np.arange(8), 3).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert bounce(np.arange(3), 1).tolist() == [0, 0, 0]
+
+
+def test_other_files_are_not_videos(folder):
+    (folder / "notes.md").write_text("x")
+    assert len(list_videos(folder)) == 3

@@ -1,0 +1,105 @@
+"""Configurations are strict, round-trip through JSON, and say what is wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from kinema.errors import KinemaError
+from kinema.training.config import (
+    DIFFUSION_PRESETS,
+    TOKENIZER_PRESETS,
+    DiffusionTrainingConfig,
+    TokenizerTrainingConfig,
+    from_dict,
+    parse_shape,
+    select_preset,
+    to_dict,
+)
+from kinema.training.entry import parse_arguments
+
+
+@pytest.mark.parametrize("config", [*TOKENIZER_PRESETS.values(), *DIFFUSION_PRESETS.values()], ids=lambda c: c.preset)
+def test_presets_round_trip_through_json(config):
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_paths_and_tuples_round_trip(tmp_path):
+    config = TokenizerTrainingConfig(
+        preset="x", data=("a", "toybox"), data_weights=(1, 2.5), sprites=tmp_path, toybox_num_objects=(1, 3)
+    )
+    assert from_dict(TokenizerTrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_unknown_key_fails():
+    with pytest.raises(KinemaError, match="`learning_rat`"):
+        from_dict(TokenizerTrainingConfig, {"preset": "x", "learning_rat": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 2.5), ("batch_size", "8"), ("resume", 1), ("schedule", "linear"), ("betas", [0.9]), ("data", "a")],
+)
+def test_value_of_wrong_type_fails(name, value):
+    with pytest.raises(KinemaError, match=f"`{name}`"):
+        from_dict(TokenizerTrainingConfig, {"preset": "x", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("ema_decay", 1.0),
+        ("decay_fraction", 0.0),
+        ("schedule_on", "minutes"),
+        ("data_weights", (1.0,)),
+        ("max_minutes", -1.0),
+    ],
+)
+def test_value_outside_its_range_fails(name, value):
+    with pytest.raises(KinemaError, match=f"`{name}`"):
+        TokenizerTrainingConfig(preset="x", **{name: value})
+
+
+def test_diffusion_shares_lie_between_0_and_1():
+    with pytest.raises(KinemaError, match="`text_drop`"):
+        DiffusionTrainingConfig(preset="tiny", text_drop=1.5)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(TOKENIZER_PRESETS["kl-4x8x8-c16"], "seed", 3)  # noqa: B010
+
+
+@pytest.mark.parametrize("text", ["17x64", "17x64x0", "axbxc", "17x64x64x3", ""])
+def test_shapes_are_checked(text):
+    with pytest.raises(KinemaError, match="FRAMESxHEIGHTxWIDTH"):
+        parse_shape(text)
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(KinemaError, match=r"`preset` \(=nope\).*kl-4x16x16-c32"):
+        select_preset(TOKENIZER_PRESETS, "nope")
+
+
+def test_command_line_starts_from_the_preset():
+    arguments = ["kl-4x16x16-c32", "--data", "a", "toybox", "--data-weights", "1", "3", "--resume", "--seed", "5"]
+    config = parse_arguments(TOKENIZER_PRESETS, arguments, "train")
+    expected = dataclasses.replace(
+        TOKENIZER_PRESETS["kl-4x16x16-c32"], data=("a", "toybox"), data_weights=(1.0, 3.0), resume=True, seed=5
+    )
+    assert type(config) is TokenizerTrainingConfig
+    assert config == expected
+
+
+def test_command_line_with_unknown_preset():
+    with pytest.raises(KinemaError, match="`preset`"):
+        parse_arguments(TOKENIZER_PRESETS, ["nope"], "train")
+
+
+def test_command_line_with_unknown_setting(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(TOKENIZER_PRESETS, ["kl-4x8x8-c16", "--learning-rat", "1"], "train")
+    assert ended.value.code == 2
+    assert "learning-rat" in capsys.readouterr().err
