@@ -1,8 +1,6 @@
 """From prompts, and perhaps an image, to clips."""
 
-import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -27,20 +25,24 @@ from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
 from kinema.generation.loading import check_pipeline_folder, check_weights, one_line, quiet_loading
-from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder, unknown_words
+from kinema.generation.text import (
+    PromptWarning,
+    TextEncoder,
+    TextFeatures,
+    TransformersTextEncoder,
+    WordTextEncoder,
+    warn_of_long_prompts,
+    warn_of_unknown_words,
+)
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.interface import latent_shape, pad_to_grid
 
-logger = logging.getLogger(__name__)
+__all__ = ["KinemaPipeline", "KinemaPipelineOutput", "PromptWarning"]
 
 _COMPONENTS = ("transformer", "vae", "tokenizer", "text_encoder", "scheduler")
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
-
-
-class PromptWarning(UserWarning):
-    """A part of a prompt has no effect: words outside the vocabulary, or words beyond the longest prompt."""
 
 
 @dataclass
@@ -297,11 +299,11 @@ class KinemaPipeline(DiffusionPipeline):
             raise KinemaError("`prompt` (=[]) must have at least one prompt")
         max_length = self.transformer.config["text_max_length"]
         if self.text_encoder is None:
-            _warn_of_unknown_words(self.tokenizer, prompts)
+            warn_of_unknown_words(self.tokenizer, prompts)
             encoder: TextEncoder = WordTextEncoder(self.tokenizer, max_length)
         else:
             encoder = TransformersTextEncoder(self.tokenizer, self.text_encoder, max_length)
-        _warn_of_long_prompts(self.tokenizer, prompts, max_length)
+        warn_of_long_prompts(self.tokenizer, prompts, max_length)
         text = encoder(prompts).to(device)
         is_ids = not text.values.is_floating_point()
         return text if is_ids else TextFeatures(text.values.to(self.transformer.dtype), text.mask)
@@ -381,26 +383,6 @@ class KinemaPipeline(DiffusionPipeline):
         if unknown:
             allowed = ", ".join(self._callback_tensor_inputs)
             raise KinemaError(f"`callback_on_step_end_tensor_inputs` (has {unknown[0]!r}) must be among {allowed}")
-
-
-def _warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
-    unknown: dict[str, list[str]] = {}
-    for prompt in prompts:
-        unknown.update(unknown_words(tokenizer, prompt))
-    if unknown:
-        parts = [f"{word!r} (near: {', '.join(near)})" for word, near in unknown.items()]
-        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=6)
-
-
-def _warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> None:
-    for prompt in prompts:
-        length = len(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
-        if length > max_length:
-            warnings.warn(
-                f"a prompt of {length} tokens is cut to the model's {max_length}: {prompt[:60]!r}...",
-                PromptWarning,
-                stacklevel=6,
-            )
 
 
 def _is_repository_name(name: str) -> bool:

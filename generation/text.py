@@ -6,6 +6,7 @@ What is here is not trained and can be cached; the trained part of the text path
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -198,3 +199,32 @@ def _near_words(word: str, known: list[str], num: int) -> list[str]:
     """Words spelled much like it; if there is none, the nearest all the same."""
     near = difflib.get_close_matches(word, known, n=num, cutoff=0.6)
     return near or difflib.get_close_matches(word, known, n=num, cutoff=0.0)
+
+
+class PromptWarning(UserWarning):
+    """A part of a prompt has no effect: words outside the vocabulary, or words beyond the longest prompt."""
+
+
+def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+    """Warns of words that a tokenizer made by `build_word_tokenizer` does not have, and names near ones.
+
+    The warning is attributed to the caller of the pipeline.
+    """
+    unknown: dict[str, list[str]] = {}
+    for prompt in prompts:
+        unknown.update(unknown_words(tokenizer, prompt))
+    if unknown:
+        parts = [f"{word!r} (near: {', '.join(near)})" for word, near in unknown.items()]
+        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=6)
+
+
+def warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> None:
+    """Warns of prompts that are cut at `max_length` tokens."""
+    for prompt in prompts:
+        length = len(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
+        if length > max_length:
+            warnings.warn(
+                f"a prompt of {length} tokens is cut to the model's {max_length}: {prompt[:60]!r}...",
+                PromptWarning,
+                stacklevel=6,
+            )

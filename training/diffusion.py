@@ -217,8 +217,12 @@ def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) ->
         return tokenizer, None, WordTextEncoder(tokenizer, config.text_max_length)
     from transformers import AutoModelForTextEncoding, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(config.text_encoder)
-    model = AutoModelForTextEncoding.from_pretrained(config.text_encoder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.text_encoder)
+        model = AutoModelForTextEncoding.from_pretrained(config.text_encoder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise KinemaError(f"`text_encoder` (={config.text_encoder}) must hold a text encoder: {reason}") from error
     return tokenizer, model, TransformersTextEncoder(tokenizer, model, config.text_max_length)
 
 

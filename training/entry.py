@@ -33,7 +33,10 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
         preset = select_preset(presets, arguments.pop(0))
     # The preset is given by position, so it is no option.
     hidden = ("preset", Annotated[str, tyro.conf.Suppress], dataclasses.field(default=preset.preset))
-    settings = dataclasses.make_dataclass("Settings", [hidden], bases=(type(preset),), frozen=True, kw_only=True)
+    unchecked = {"__post_init__": lambda self: None}  # the configuration below checks, and raises a KinemaError
+    settings = dataclasses.make_dataclass(
+        "Settings", [hidden], bases=(type(preset),), namespace=unchecked, frozen=True, kw_only=True
+    )
     values = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
     parsed = tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
     return type(preset)(**{name: getattr(parsed, name) for name in values})

@@ -1,5 +1,6 @@
 """The training loop of every model in kinema, and what it asks of one."""
 
+import json
 import logging
 import signal
 import sys
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from kinema.errors import KinemaError
 from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
-from kinema.training.config import TrainingConfig, save_config
+from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
 from kinema.training.muon import Muon
 from kinema.training.schedule import learning_rate_factor
@@ -85,6 +86,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
         raise KinemaError(f"`output` (={run_dir}) must be a new folder, or `--resume` be given: it holds a training")
     if accelerator.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
+        log_changes(config, run_dir / "config.json")
         save_config(config, run_dir / "config.json")
     accelerator.wait_for_everyone()
 
@@ -179,6 +181,14 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
         logger.info("step %d: %s written", state.step, model_dir)
     accelerator.end_training()
     return model_dir
+
+
+def log_changes(config: TrainingConfig, path: Path) -> None:
+    """Says which settings differ from those that the run had so far."""
+    if path.is_file():
+        before, now = json.loads(path.read_text()), to_dict(config)
+        changes = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        logger.info("settings changed: %s", "; ".join(changes) or "none")
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:

@@ -26,9 +26,7 @@ class BackgroundModel:
 
     def __init__(self, height: int, width: int, num_examples: int = 192) -> None:
         unit = min(height, width) / 64
-        y, x = torch.meshgrid(
-            (torch.arange(height) + 0.5) / unit, (torch.arange(width) + 0.5) / unit, indexing="ij"
-        )
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) / unit, (torch.arange(width) + 0.5) / unit, indexing="ij")
         self._x, self._y = x[None], y[None]
         self._parameters = torch.quasirandom.SobolEngine(NUM_BACKGROUND_PARAMETERS, scramble=True, seed=0).draw(
             num_examples

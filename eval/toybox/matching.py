@@ -79,14 +79,10 @@ def prepare_pictures(
     outside_x = (x < reach) | (x > width / 2 - reach)
     allowed = torch.zeros(len(sizes), height // 2, width // 2)
     allowed.masked_fill_(outside_y[:, :, None] | outside_x[:, None, :], -torch.inf)
-    return Pictures(
-        rearrange(spectra, "n c h w -> (h w) c n").contiguous(), colours.square().sum((1, 2, 3)), allowed
-    )
+    return Pictures(rearrange(spectra, "n c h w -> (h w) c n").contiguous(), colours.square().sum((1, 2, 3)), allowed)
 
 
-def frame_spectra(
-    frames: Float[Tensor, "t 3 h w"], background: Float[Tensor, "3 h w"]
-) -> Complex[Tensor, "f t 8"]:
+def frame_spectra(frames: Float[Tensor, "t 3 h w"], background: Float[Tensor, "3 h w"]) -> Complex[Tensor, "f t 8"]:
     """The frames' side of the correlation, both at half the full size."""
     residual = frames - background
     b = background.expand_as(frames)
@@ -101,9 +97,7 @@ def match(frames: Complex[Tensor, "f t 8"], pictures: Pictures) -> Match:
     # Zero shift leaves the picture in the middle: roll it there, so that places are those of its centre.
     energy = torch.fft.irfft2(product, s=(height, width)).roll((height // 2, width // 2), dims=(-2, -1))
     best, place = rearrange(energy + pictures.allowed, "t n h w -> t n (h w)").max(-1)
-    return Match(
-        best - pictures.constants, 2.0 * (place % width), 2.0 * torch.div(place, width, rounding_mode="floor")
-    )
+    return Match(best - pictures.constants, 2.0 * (place % width), 2.0 * torch.div(place, width, rounding_mode="floor"))
 
 
 def _draw(

@@ -119,6 +119,10 @@ MISTAKES = {
     "train nonsense": "nonsense",
     "train tokenizer nonsense": "nonsense",
     "train diffusion nonsense": "nonsense",
+    "train tokenizer kl-4x8x8-c16 --bogus 3": "--bogus",
+    "train tokenizer kl-4x8x8-c16 --batch-size x": "--batch-size",
+    "train tokenizer kl-4x8x8-c16 --batch-size 0": "`batch_size` (=0)",
+    "train diffusion toybox-s --schedule wave": "--schedule",
     "toybox": "ACTION",
     "toybox render new --num-clips 0": "`num_clips` (=0)",
     "toybox render new --split nonsense": "nonsense",
@@ -129,7 +133,9 @@ MISTAKES = {
     "toybox render good.mp4": "good.mp4",
     "eval": "MEASURE",
     "eval toybox --model missing": "`model` (='missing')",
-    "eval toybox --num-prompts 0": "num-prompts",
+    "eval toybox --num-prompts 1": "`--num-prompts` (=1)",
+    "eval toybox --batch-size 0": "`--batch-size` (=0)",
+    "eval toybox --json good.mp4": "`output` (='good.mp4')",
     "app --port 0": "`--port` (=0)",
     "app --model missing": "`model` (='missing')",
     "info --bogus": "--bogus",
@@ -168,8 +174,17 @@ def test_interruption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_trainer_gets_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch):
     got: list[list[str]] = []
     monkeypatch.setattr("kinema.training.tokenizer.main", got.append)
-    assert main(["train", "tokenizer", "kl-4x8x8-c16", "--lr", "3e-4", "--help", "-x", "a=b"]) == 0
-    assert got == [["kl-4x8x8-c16", "--lr", "3e-4", "--help", "-x", "a=b"]]
+    line = ["kl-4x8x8-c16", "--learning-rate", "3e-4", "--data", "toybox", "clips", "--resume"]
+    assert main(["train", "tokenizer", *line]) == 0
+    assert got == [line]
+
+
+def test_trainer_answers_help(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "diffusion", "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("usage: kinema train diffusion")
+    assert "--num-clips" in captured.out
+    assert captured.err == ""
 
 
 def test_toybox_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -191,3 +206,35 @@ def test_info(capsys: pytest.CaptureFixture[str]):
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [name.replace("_", " ") for name in facts]
+
+
+def test_eval_toybox(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from kinema.eval.toybox.entry import Settings
+
+    got: list[Settings] = []
+
+    class Report:
+        def table(self) -> str:
+            return "the table"
+
+    def run(settings: Settings) -> Report:
+        got.append(settings)
+        return Report()
+
+    monkeypatch.setattr("kinema.eval.toybox.entry.run", run)
+    line = "eval toybox --model m --sprites s --num-prompts 7 --json r.json --contact-sheet c.png --image"
+    assert main([*line.split(), "--num-steps", "3", "--guidance-scale", "2", "--seed", "5", "--overwrite"]) == 0
+    assert capsys.readouterr().out == "the table\n"
+    wanted = Settings(
+        model=Path("m"),
+        sprites=Path("s"),
+        num_prompts=7,
+        json=Path("r.json"),
+        contact_sheet=Path("c.png"),
+        image=True,
+        num_steps=3,
+        guidance_scale=2.0,
+        seed=5,
+        overwrite=True,
+    )
+    assert got == [wanted]

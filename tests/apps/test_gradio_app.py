@@ -13,7 +13,7 @@ from kinema.video import read_video
 
 def test_page_has_fields_with_the_pipelines_defaults(pipeline: Any):
     page = build_app(pipeline)
-    fields = {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}  # pyright: ignore
+    fields: dict[str, Any] = {getattr(block, "label", ""): block for block in page.blocks.values()}
     assert fields["Frames"].value == 5
     assert fields["Steps"].value == 20
     assert fields["Guidance scale"].value == 3.0

@@ -237,4 +237,4 @@ def test_golden_reconstruction(tiny: CausalVideoTokenizer):
 
 
 GOLDEN_LATENTS = 0.78495401
-GOLDEN_VIDEO = 0.0
+GOLDEN_VIDEO = 1.1380287

@@ -69,11 +69,11 @@ def test_captions_of_all_kinds(folder):
     (folder / "captions.csv").write_text("file,caption\na.mp4,from csv\nsub/b.mp4,from csv\n")
     rows = [{"file": "sub/b.mp4", "caption": "from jsonl"}, {"file": "cat_c.mp4", "caption": "from jsonl"}]
     (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    (folder / "cat_c.txt").write_text("from a file\n")
+    (folder / "cat_c.txt").write_bytes("from a file, caf\xe9\n".encode("latin-1"))
     assert read_captions(folder) == {
         "a.mp4": "from csv",
         "sub/b.mp4": "from jsonl",
-        "cat_c.mp4": "from a file",
+        "cat_c.mp4": "from a file, caf\N{REPLACEMENT CHARACTER}",
     }
 
 
@@ -127,6 +127,9 @@ def test_short_and_small_files_still_give_clips(tmp_path, make_video):
     dataset = ClipsDataset([tmp_path / "data"], tmp_path / "cache")
     clip, _ = dataset.random_clip((9, 32, 32), torch.Generator().manual_seed(0), max_stride=3)
     assert clip.shape == (3, 9, 32, 32)
+    # The crop is square as the clip is: its bars rise across it by less than across the whole, wider frame.
+    rise = (clip[:, 0, 16, -1] - clip[:, 0, 16, 0]).abs() * 127.5
+    assert rise.max() < 3 * 16
     image, _ = dataset.random_clip((1, 8, 8), torch.Generator().manual_seed(0), max_stride=3)
     assert image.shape == (3, 1, 8, 8)
 

@@ -98,6 +98,11 @@ def test_command_line_with_unknown_preset():
         parse_arguments(TOKENIZER_PRESETS, ["nope"], "train")
 
 
+def test_command_line_with_value_outside_its_range():
+    with pytest.raises(KinemaError, match=r"`batch_size` \(=0\) must be at least 1"):
+        parse_arguments(TOKENIZER_PRESETS, ["kl-4x8x8-c16", "--batch-size", "0"], "train")
+
+
 def test_command_line_with_unknown_setting(capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(TOKENIZER_PRESETS, ["kl-4x8x8-c16", "--learning-rat", "1"], "train")

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import T5Config, T5EncoderModel
 
 from kinema.errors import KinemaError
 from kinema.generation.pipeline import KinemaPipeline
+from kinema.generation.text import build_word_tokenizer
 from kinema.training import loop
 from kinema.training.config import DiffusionTrainingConfig, from_dict
 from kinema.training.diffusion import DiffusionTask, epoch_order, train
@@ -165,6 +167,24 @@ def test_data_without_captions_is_refused(config, tmp_path, make_video):
     make_video(tmp_path / "data/a.mp4", num_frames=6, height=16, width=16)
     with pytest.raises(KinemaError, match=r"`data` .*captions"):
         train(dataclasses.replace(config, data=(str(tmp_path / "data"),)))
+
+
+def test_frozen_text_encoder(config, tmp_path):
+    """Features of a transformers encoder go the same way as words, and the encoder is part of the pipeline."""
+    folder = tmp_path / "encoder"
+    tokenizer = build_word_tokenizer(["circle", "moves", "left"])
+    tokenizer.save_pretrained(folder)
+    settings = T5Config(vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5EncoderModel(settings).save_pretrained(folder)
+    pipeline = KinemaPipeline.from_pretrained(train(dataclasses.replace(config, text_encoder=folder, num_steps=1)))
+    assert pipeline.transformer.config["text_dim"] == 8
+    assert pipeline.text_encoder is not None
+
+
+def test_text_encoder_must_be_one(config, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(KinemaError, match="`text_encoder`"):
+        train(dataclasses.replace(config, text_encoder=tmp_path / "encoder"))
 
 
 def test_unknown_preset(config):

@@ -54,6 +54,7 @@ def checkpoint_files(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 def stop_after(monkeypatch, num_steps: int | None) -> None:
     """Makes a training stop as if it were asked to after some steps; None: no longer."""
+
     @contextmanager
     def signals():
         calls = iter(range(1000))
@@ -134,6 +135,10 @@ def test_time_limit_saves_and_resumes(config):
     assert [p.name for p in Checkpoints(config.run_dir / "checkpoints").all()] == ["step-00000001"]
     train(dataclasses.replace(config, resume=True), tiny())
     assert Checkpoints(config.run_dir / "checkpoints").all()[-1].name == "step-00000006"
+    changes = next(x for x in (config.run_dir / "train.log").read_text().splitlines() if "settings changed" in x)
+    assert "max_minutes 1e-09 -> None" in changes
+    assert "resume False -> True" in changes
+    assert "num_steps" not in changes
 
 
 def test_linear_start_beats_random_weights(config):

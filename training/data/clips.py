@@ -162,8 +162,8 @@ class ClipsDataset:
         frames, height, width = shape
         stride = min(1 + int(draw[1] * max_stride), max(1, (t - 1) // max(1, frames - 1)))
         start = int(draw[2] * max(1, t - (frames - 1) * stride))
-        zoom = max(1.0, min(1 + (2 * draw[3] - 1) * (max_zoom_out - 1), h / height, w / width))
-        crop_h, crop_w = min(h, round(height * zoom)), min(w, round(width * zoom))
+        zoom = min(max(1.0, 1 + (2 * draw[3] - 1) * (max_zoom_out - 1)), h / height, w / width)
+        crop_h, crop_w = max(1, round(height * zoom)), max(1, round(width * zoom))
         top, left = int(draw[4] * (h - crop_h + 1)), int(draw[5] * (w - crop_w + 1))
         index = bounce(start + stride * np.arange(frames), t)
         pixels = torch.from_numpy(source.frames()[index, top : top + crop_h, left : left + crop_w])
@@ -225,10 +225,10 @@ def read_captions(folder: Path) -> dict[str, str]:
     """
     rows: list[tuple[str, dict]] = []
     if (table := folder / "captions.csv").is_file():
-        with table.open(newline="", encoding="utf-8") as handle:
+        with table.open(newline="", encoding="utf-8", errors="replace") as handle:
             rows += [(f"{table}:{n}", row) for n, row in enumerate(csv.DictReader(handle), start=2)]
     if (lines := folder / "captions.jsonl").is_file():
-        for n, line in enumerate(lines.read_text(encoding="utf-8").splitlines(), start=1):
+        for n, line in enumerate(lines.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             if line.strip():
                 try:
                     rows.append((f"{lines}:{n}", json.loads(line)))
@@ -242,7 +242,9 @@ def read_captions(folder: Path) -> dict[str, str]:
     for text in folder.rglob("*.txt"):
         for suffix in VIDEO_SUFFIXES:
             if (video := text.with_suffix(suffix)).is_file():
-                captions[video.relative_to(folder).as_posix()] = text.read_text(encoding="utf-8").strip()
+                captions[video.relative_to(folder).as_posix()] = text.read_text(
+                    encoding="utf-8", errors="replace"
+                ).strip()
     return captions
 
 

@@ -1,0 +1,145 @@
+"""The arguments of `kinema eval toybox`, and what it does with them."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from kinema.errors import KinemaError
+from kinema.files import check_output_file
+from kinema.weights import model_dir
+
+if TYPE_CHECKING:
+    from kinema.eval.toybox.report import ToyboxReport
+    from kinema.generation.pipeline import KinemaPipeline
+
+logger = logging.getLogger(__name__)
+
+SPRITES_VARIABLE = "KINEMA_SPRITES"
+"""Environment variable that names the sprite folder where `--sprites` does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How well a model follows Toybox prompts, decided from the pixels of its clips.
+
+    Attributes:
+        model: A pipeline's folder; by default the embedded model.
+        sprites: The sprite folder of the model's world; by default that of the environment variable KINEMA_SPRITES,
+            or a folder `sprites` nearby. A model of drawn shapes needs none.
+        num_prompts: Prompts of the test split.
+        json: The report's file.
+        contact_sheet: A PNG file of generated clips.
+        image: Give the first frame too.
+        num_steps: Of the sampler; by default the model's.
+        guidance_scale: Of the sampler; by default the model's.
+        seed: Of the noise.
+        batch_size: Clips generated together.
+        overwrite: Replace existing files.
+    """
+
+    model: Path | None = None
+    sprites: Path | None = None
+    num_prompts: int = 200
+    json: Path | None = None
+    contact_sheet: Path | None = None
+    image: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    batch_size: int = 8
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def main(argv: Sequence[str] | None = None) -> "ToyboxReport":
+    """Measures as the command line says, and writes the files that it asks for.
+
+    Args:
+        argv: The arguments after `kinema eval toybox`; None takes the process's own.
+
+    Returns:
+        The report; `.table()` is its text.
+
+    Raises:
+        KinemaError: A value is not allowed, the model or the sprites are missing, or a file exists.
+    """
+    arguments = None if argv is None else list(argv)
+    return run(tyro.cli(Settings, prog="kinema eval toybox", args=arguments))
+
+
+def run(settings: Settings) -> "ToyboxReport":
+    """Measures, and writes the files that the settings name; errors as of `main`."""
+    for path in (settings.json, settings.contact_sheet):
+        if path is not None:
+            check_output_file(path, overwrite=settings.overwrite)
+    folder = model_dir(settings.model, embedded="toybox")
+
+    import torch
+
+    from kinema.eval.toybox.evaluate import Sampling, evaluate
+    from kinema.eval.toybox.report import write_report
+    from kinema.generation.pipeline import KinemaPipeline
+    from kinema.training.data.toybox import Toybox
+
+    pipeline = KinemaPipeline.from_pretrained(folder)
+    num_frames, height, width = pipeline.config["sample_size"]
+    world = Toybox(
+        find_sprites(pipeline, settings.sprites), split="test", num_frames=num_frames, height=height, width=width
+    )
+    if torch.cuda.is_available():
+        pipeline.to("cuda")
+    sampling = Sampling(
+        num_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        image=settings.image,
+    )
+    report = evaluate(
+        pipeline,
+        world,
+        settings.num_prompts,
+        sampling,
+        model="toybox (embedded)" if settings.model is None else settings.model.resolve().name,
+        sheet=settings.contact_sheet,
+        overwrite=settings.overwrite,
+    )
+    if settings.json is not None:
+        write_report(report, settings.json, overwrite=settings.overwrite)
+    return report
+
+
+def find_sprites(pipeline: "KinemaPipeline", given: Path | None) -> Path | None:
+    """The sprite folder of a model's world; None for a model that knows the drawn shapes.
+
+    Args:
+        pipeline: The model.
+        given: A folder that the user named.
+
+    Raises:
+        KinemaError: The model was trained on sprites and there is no folder with them.
+    """
+    from kinema.generation.text import unknown_words
+    from kinema.training.data.toybox import DEFAULT_SHAPES
+    from kinema.training.data.toybox.sprites import MANIFEST
+
+    if given is not None:
+        return given
+    named = os.environ.get(SPRITES_VARIABLE)
+    if named:
+        return Path(named)
+    if pipeline.text_encoder is None and not unknown_words(pipeline.tokenizer, " ".join(DEFAULT_SHAPES)):
+        return None
+    # Where `kinema toybox sprites sprites` puts it, and where a checkout keeps data beside the repository.
+    for folder in (Path("sprites"), Path("../shared/data/sprites")):
+        if (folder / MANIFEST).is_file():
+            logger.info("pictures of the objects: %s", folder)
+            return folder
+    raise KinemaError(
+        f"`--sprites` (or {SPRITES_VARIABLE}) must name the folder of the objects' pictures "
+        "(`kinema toybox sprites DIR` makes it)"
+    )

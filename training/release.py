@@ -1,0 +1,75 @@
+"""Turns the model folder of a run into what the repository ships: half precision, one folder, a model card beside it.
+
+    python training/release.py runs/general-tokenizer/model src/kinema/weights/kl-4x8x8-c16
+    python training/release.py runs/toybox/model src/kinema/weights/toybox
+
+A model card (README.md) that is already in the target stays. Paths of the machine do not go into the released
+configuration: only names do.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinema import CausalVideoTokenizer, KinemaPipeline
+from kinema.errors import KinemaError
+
+_PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from")
+
+
+def release(source: Path, target: Path) -> int:
+    """Writes the half-precision copy; returns its size in bytes.
+
+    Raises:
+        KinemaError: `source` is no model folder of a training.
+    """
+    training = source / "training_config.json"
+    if not training.is_file():
+        raise KinemaError(f"`source` (={source}) must be the model folder of a run, with a training_config.json")
+    is_pipeline = (source / "model_index.json").is_file()
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        folder = Path(temporary) / "model"
+        model: Any = (KinemaPipeline if is_pipeline else CausalVideoTokenizer).from_pretrained(source)
+        model.to(dtype=torch.float16).save_pretrained(folder)
+        config = without_paths(json.loads(training.read_text()))
+        (folder / "training_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for file in folder.rglob("config.json"):
+            values = json.loads(file.read_text())
+            file.write_text(json.dumps({k: v for k, v in values.items() if k != "_name_or_path"}, indent=2) + "\n")
+        if (target / "README.md").is_file():
+            shutil.copy(target / "README.md", folder / "README.md")
+        for file in folder.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the last part of each path alone."""
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(v) for v in value]
+        return Path(value).name if isinstance(value, str) else value
+
+    return {key: name(value) if key in _PATHS else value for key, value in config.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the folder model/ of a run")
+    parser.add_argument("target", type=Path, help="the folder to ship")
+    arguments = parser.parse_args()
+    size = release(arguments.source, arguments.target)
+    print(f"{arguments.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
