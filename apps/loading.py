@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from json import JSONDecodeError
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,11 +58,15 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | 
     """
     folder = model_dir(path, embedded="kl-4x8x8-c16", name="tokenizer")
 
+    from kinema.generation.loading import check_weights
     from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 
-    tokenizer: Any = _load(
-        lambda: CausalVideoTokenizer.from_pretrained(str(folder), local_files_only=True), "tokenizer", folder
-    )
+    def load() -> CausalVideoTokenizer:
+        model = CausalVideoTokenizer.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+        check_weights(model, folder)
+        return model
+
+    tokenizer: Any = _load(load, "tokenizer", folder)
     return tokenizer.to(pick_device(device)).eval()
 
 
@@ -70,22 +74,19 @@ def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:
     from diffusers.utils import logging
     from safetensors import SafetensorError
 
+    # diffusers also logs what it raises.
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
         return load()
     except KinemaError:
         raise
     # What diffusers, transformers and safetensors raise over files that are missing, cut short, or of another model.
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        JSONDecodeError,
-        SafetensorError,
-    ) as e:
-        reason = " ".join(str(e).split())[:300]
-        raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {reason}") from e
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -17,7 +17,7 @@ STILL = "none"
 _TYPICAL_WAY, _TYPICAL_HOP, _TYPICAL_RATIO, _TYPICAL_TURN = 26.0, 20.0, math.log(1.87), 270.0
 # Set on clips of the training split, never on generated ones.
 LEAST_STRENGTH = 0.4
-LEAST_GAIN = 0.12
+LEAST_GAIN = 0.07
 _TURN_COST = 0.02  # share of a frame's explained energy that a turn by one step of angle costs
 _LARGEST_TURN = 60.0  # degrees between two frames
 

@@ -1,10 +1,12 @@
 """`kinema reconstruct`: as many frames of the same size at the same rate, honestly measured."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from kinema.apps.cli import main
@@ -104,3 +106,30 @@ def test_too_small_for_ssim(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "PSNR" in out
     assert "SSIM" not in out
+
+
+@pytest.mark.parametrize("damage", ["no weights", "cut weights", "other weights", "no config", "unknown setting"])
+def test_damaged_tokenizer_folder(damage: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(model, folder)
+    (weights,) = folder.glob("*.safetensors")
+    if damage == "no weights":
+        weights.unlink()
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "other weights":
+        tensors = load_file(weights)
+        tensors.pop(sorted(tensors)[0])
+        save_file(tensors, weights)
+    elif damage == "no config":
+        (folder / "config.json").unlink()
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"bottleneck": "nonsense"}))
+    write_video(tmp_path / "in.mp4", noise(1, 16, 16), 24)
+    assert main(["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(folder)]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("kinema: error: ")
+    assert error.count("\n") == 1
+    assert str(folder) in error or "nonsense" in error
+    assert not (tmp_path / "out.mp4").exists()

@@ -1,5 +1,7 @@
 """The parts together: a tiny model learns what three words mean, with and without a given first step."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ def test_words_and_given_steps_decide_the_clip(learned):
     text = encode([WORDS[label] for label in labels])
     x = conditioning.impose(torch.randn(clean.shape, generator=torch.Generator().manual_seed(8)))
     times = torch.linspace(1, 0, 13)
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in itertools.pairwise(times):
         timestep = conditioning.timesteps(now.expand(30))
         x = x + (then - now) * model(x, timestep, text.values, text.mask).sample
         x = conditioning.impose(x)

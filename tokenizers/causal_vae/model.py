@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -80,6 +81,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
     def latent_channels(self) -> int:
         return self.quantizer.latent_channels
 
+    @apply_forward_hook
     def encode(self, video: Float[Tensor, "b 3 t h w"]) -> TokenizerOutput:
         """Deterministic latents of a clip.
 
@@ -110,6 +112,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         )
         return output, code.latents
 
+    @apply_forward_hook
     def decode(
         self,
         latents: Float[Tensor, "b z t h w"],
