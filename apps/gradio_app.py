@@ -4,6 +4,7 @@ import inspect
 import itertools
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,17 +79,22 @@ class ClipMaker:
         try:
             if not prompt or not prompt.strip():
                 raise KinemaError(f"`prompt` (={prompt!r}) must have a word")
-            frames = generate_clip(
-                self.pipeline,
-                prompt,
-                image=None if image is None else torch.from_numpy(image),
-                seed=int(seed),
-                num_inference_steps=int(num_steps),
-                guidance_scale=float(guidance_scale),
-                num_frames=int(num_frames),
-            )
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                frames = generate_clip(
+                    self.pipeline,
+                    prompt,
+                    image=None if image is None else torch.from_numpy(image),
+                    seed=int(seed),
+                    num_inference_steps=int(num_steps),
+                    guidance_scale=float(guidance_scale),
+                    num_frames=int(num_frames),
+                )
         except KinemaError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
+        for warning in caught:
+            if warning.category.__module__.startswith("kinema."):  # words that the model does not know
+                gr.Warning(str(warning.message))
         path = self._folder / f"{next(self._numbers):04d}.mp4"
         write_video(path, frames, sample_fps(self.pipeline))
         return str(path)

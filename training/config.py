@@ -155,6 +155,8 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Start from the weights of this tokenizer folder."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid."""
+    latent_balance: float = 0.5
+    """How much of its weight in pixels a latent channel keeps when latents are normalised: 0 none, 1 all."""
 
     validation_clips: int = 2
     """Clips evaluated for each validation source."""

@@ -27,7 +27,7 @@ from kinema.tokenizers.interface import latent_shape
 from kinema.training.config import DIFFUSION_PRESETS, DiffusionTrainingConfig, parse_shape, select_preset, to_dict
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import parse_arguments, run_log
-from kinema.training.latents_cache import cached_latents, folder_hash
+from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.seeds import step_generator
@@ -71,9 +71,10 @@ class DiffusionTask(Task[Batch]):
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
         self.shift = config.shift if config.shift is not None else shift_for_tokens(num_tokens)
+        self.validation_prompts: list[str] = []
         self.validation = self._validation_batch() if accelerator.is_main_process else None
 
-    def _cached_latents(self) -> Any:
+    def _cached_latents(self) -> LatentsCache:
         config, values = self.config, to_dict(self.config)
         assert config.tokenizer is not None
         settings = {name: values[name] for name in _CLIP_SETTINGS} | {
@@ -157,7 +158,8 @@ class DiffusionTask(Task[Batch]):
             text = TextFeatures(batch["text"][rows], batch["mask"][rows])
             for name, probability in (("loss_text", 0.0), ("loss_image", 1.0)):
                 given = sample_first_step_conditioning(clean[rows], probability, generator=generator)
-                loss = self._flow_loss(model, clean[rows], noise[rows], t[rows], given, text)
+                with self.autocast():
+                    loss = self._flow_loss(model, clean[rows], noise[rows], t[rows], given, text)
                 losses[name].append(loss * len(rows))
         means = {name: float(torch.stack(values).sum()) / len(clean) for name, values in losses.items()}
         return {"score": -sum(means.values()) / 2} | means
@@ -177,7 +179,7 @@ class DiffusionTask(Task[Batch]):
     def sample(self, model: nn.Module) -> Image.Image | None:
         """Clips of prompts."""
         config = self.config
-        prompts = list(config.sample_prompts) or getattr(self, "validation_prompts", [])[: config.num_samples]
+        prompts = list(config.sample_prompts) or self.validation_prompts[: config.num_samples]
         if not prompts:
             return None
         pipeline = self.pipeline(model)

@@ -93,9 +93,10 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     if not checkpoints.all():
         task.prepare()
     optimizer = make_optimizer(task.model, config, device)
+    # The average comes first: a prepared model's `forward` is another one.
+    ema = EMA(task.model.to(device), config.ema_decay)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     plain_model, plain_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
-    ema = EMA(plain_model, config.ema_decay)
     state = checkpoints.load_last(plain_model, ema, plain_optimizer) or TrainingState()
     if accelerator.is_main_process:
         size = sum(p.numel() for p in plain_model.parameters())

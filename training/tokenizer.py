@@ -17,9 +17,11 @@ from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.entry import parse_arguments, run_log
+from kinema.training.latent_statistics import measure_latents
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.losses.reconstruction import charbonnier, l1, mse, psnr
+from kinema.training.seeds import step_generator
 from kinema.video import contact_sheet, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -101,18 +103,11 @@ class TokenizerTask(Task[Tensor]):
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Measures the latents' mean and deviation on training clips, then saves the tokenizer."""
+        """Measures the latents on training clips, then saves the tokenizer."""
         tokenizer: Any = model
-        total, squares, count = torch.zeros(()), torch.zeros(()), 0
-        for k in range(16):
-            clips = self.batches(AFTER_TRAINING + k)[: self.config.batch_size].to(tokenizer.device)
-            latents = tokenizer.encode(clips).latents.double().cpu()
-            total = total + latents.sum(dim=(0, 2, 3, 4))
-            squares = squares + latents.square().sum(dim=(0, 2, 3, 4))
-            count += latents[:, 0].numel()
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(1e-12).sqrt()
-        tokenizer.set_latent_statistics(mean.float(), std.float())
+        clips = [self.batches(AFTER_TRAINING + k)[: self.config.batch_size] for k in range(16)]
+        generator = step_generator(self.config.seed, 0, AFTER_TRAINING, "latents")
+        measure_latents(tokenizer, clips, self.config.latent_balance, generator)
         tokenizer.save_pretrained(folder)
 
 

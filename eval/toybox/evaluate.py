@@ -76,9 +76,11 @@ def evaluate(
     Raises:
         KinemaError: An argument is outside what is allowed, or the file exists.
     """
-    sampling = _with_defaults(pipeline, sampling or Sampling())
+    sampling = sampling or Sampling()
+    num_steps, guidance_scale = _steps_and_scale(pipeline, sampling)
     # With two, one prompt can be held against the other's clip.
-    for name, value, least in (("num_prompts", num_prompts, 2), ("batch_size", sampling.batch_size, 1)):
+    limits = (("num_prompts", num_prompts, 2), ("batch_size", sampling.batch_size, 1), ("num_steps", num_steps, 1))
+    for name, value, least in limits:
         if value < least:
             raise KinemaError(f"`{name}` (={value}) must be at least {least}")
     if sheet is not None:
@@ -99,7 +101,7 @@ def evaluate(
     clips: list[dict[str, Any]] = []
     shown: list[Tensor] = []
     first_frames: list[tuple[float, float]] = []
-    for specs, generated in _generate(pipeline, world, prompts, sampling):
+    for specs, generated in _generate(pipeline, world, prompts, sampling, num_steps, guidance_scale):
         for spec, clip, caption in zip(specs, generated, world.captions(specs), strict=True):
             decision = oracle.decide(clip)
             clips.append(
@@ -128,8 +130,8 @@ def evaluate(
         oracle_ok=not complaints,
         num_prompts=num_prompts,
         seed=sampling.seed,
-        num_steps=sampling.num_steps or 0,
-        guidance_scale=sampling.guidance_scale or 0.0,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
         model=model,
         objects="shapes" if world.sprites is None else "sprites",
         image=sampling.image,
@@ -149,15 +151,13 @@ def seen(decision: Decision) -> Truth:
     return {"object": decision.object, "motion": decision.motion, "background": decision.background}
 
 
-def _with_defaults(pipeline: "KinemaPipeline", sampling: Sampling) -> Sampling:
+def _steps_and_scale(pipeline: "KinemaPipeline", sampling: Sampling) -> tuple[int, float]:
+    """Those that are asked for, else those that the pipeline has for defaults."""
     parameters = inspect.signature(pipeline.__call__).parameters
     num_steps, scale = sampling.num_steps, sampling.guidance_scale
-    return Sampling(
-        num_steps=parameters["num_inference_steps"].default if num_steps is None else num_steps,
-        guidance_scale=parameters["guidance_scale"].default if scale is None else scale,
-        seed=sampling.seed,
-        batch_size=sampling.batch_size,
-        image=sampling.image,
+    return (
+        parameters["num_inference_steps"].default if num_steps is None else num_steps,
+        parameters["guidance_scale"].default if scale is None else scale,
     )
 
 
@@ -184,7 +184,12 @@ def _prove(
 
 
 def _generate(
-    pipeline: "KinemaPipeline", world: Toybox, specs: list[ClipSpec], sampling: Sampling
+    pipeline: "KinemaPipeline",
+    world: Toybox,
+    specs: list[ClipSpec],
+    sampling: Sampling,
+    num_steps: int,
+    guidance_scale: float,
 ) -> Iterator[tuple[list[ClipSpec], Float[Tensor, "b 3 t h w"]]]:
     """Batches of descriptions and of the clips, in [-1, 1], generated from their prompts."""
     pipeline.set_progress_bar_config(disable=True)
@@ -200,8 +205,8 @@ def _generate(
                 num_frames=world.num_frames,
                 height=world.height,
                 width=world.width,
-                num_inference_steps=sampling.num_steps or 1,
-                guidance_scale=sampling.guidance_scale or 0.0,
+                num_inference_steps=num_steps,
+                guidance_scale=guidance_scale,
                 generator=[
                     step_generator(sampling.seed, 0, done + number, "toybox evaluation") for number in range(len(batch))
                 ],

@@ -1,5 +1,6 @@
 """The page: it builds, and its button makes clips."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,19 @@ def test_mistake_is_shown_on_the_page(pipeline: Any):
     make_clip = ClipMaker(pipeline)
     with pytest.raises(gr.Error, match="prompt"):
         make_clip("  ", None, 0, 2, 1.5, 9)
+
+
+def test_unknown_words_are_shown_on_the_page(pipeline: Any, monkeypatch: pytest.MonkeyPatch):
+    from kinema.generation.pipeline import PromptWarning
+
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        warnings.warn("unknown: 'carr'", PromptWarning, stacklevel=2)
+        warnings.warn("something is deprecated", DeprecationWarning, stacklevel=2)
+        return original(self, *args, **options)
+
+    original = type(pipeline).__call__
+    monkeypatch.setattr(type(pipeline), "__call__", call)
+    shown: list[str] = []
+    monkeypatch.setattr(gr, "Warning", shown.append)
+    assert Path(ClipMaker(pipeline)("a carr", None, 0, 2, 1.5, 5)).name == "0000.mp4"
+    assert shown == ["unknown: 'carr'"]

@@ -187,7 +187,11 @@ def test_sprites_are_asked_for(pipeline_folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--num-prompts", "1"], "num_prompts"), (["--batch-size", "0"], "batch_size"), (["--num-steps", "0"], "num_inf")],
+    [
+        (["--num-prompts", "1"], "num_prompts"),
+        (["--batch-size", "0"], "batch_size"),
+        (["--num-steps", "0"], "num_steps"),
+    ],
 )
 def test_wrong_numbers_are_named(pipeline_folder, arguments, named):
     with pytest.raises(KinemaError, match=named):

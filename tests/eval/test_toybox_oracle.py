@@ -31,7 +31,7 @@ def oracle(world) -> Oracle:
     return Oracle(world.atlas)
 
 
-def one(motion="left", background="sea", name="red star", **values) -> ClipSpec:
+def one(motion="left", background="sea", name="red heart", **values) -> ClipSpec:
     start = {"left": (45.0, 32.0), "right": (19.0, 32.0), "up": (32.0, 45.0), "down": (32.0, 19.0)}
     x, y = start.get(motion, (32.0, 40.0 if motion == "bounces" else 32.0))
     size = {"grows": 18.0, "shrinks": 34.0}.get(motion, 27.0)
@@ -56,7 +56,7 @@ def decided(world, oracle):
 
 def test_right_on_real_clips_of_drawn_shapes(decided):
     for aspect, share in fractions(*decided).items():
-        assert share >= 31 / 32, aspect
+        assert share >= 0.95, aspect
 
 
 def test_near_chance_on_other_clips_prompts(decided):
@@ -70,20 +70,20 @@ def test_near_chance_on_other_clips_prompts(decided):
 def test_right_on_clips_of_sprites(change):
     world = Toybox(SPRITES, split="test")
     oracle = Oracle(world.atlas)
-    batch = world.batch(range(100, 132))
+    batch = world.batch(range(100, 124))
     decisions = [seen(oracle.decide(change(clip))) for clip in batch.video]
     for aspect, share in fractions([truth_of(spec) for spec in batch.specs], decisions).items():
-        assert share >= 31 / 32, aspect
+        assert share >= 0.95, aspect
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_every_motion_on_spoilt_clips(world, oracle, motion):
     batch = world.render(
-        [one(motion), one(motion, "brick wall", "green arrow"), one(motion, "night sky", "pink cross")]
+        [one(motion), one(motion, "brick wall", "green arrow"), one(motion, "night sky", "green cross")]
     )
     decisions = [oracle.decide(spoil(clip)) for clip in batch.video]
     assert [decision.motion for decision in decisions] == [motion] * 3
-    assert [decision.object for decision in decisions] == ["red star", "green arrow", "pink cross"]
+    assert [decision.object for decision in decisions] == ["red heart", "green arrow", "green cross"]
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
@@ -100,8 +100,9 @@ def test_pixels_decide(world, oracle):
     assert oracle.decide(up.flip(1)).motion == "down"
     assert oracle.decide(grows.flip(1)).motion == "shrinks"
     assert oracle.decide(bounces.flip(1)).motion == "bounces"
-    red = world.render([one("left")]).video[0]
-    assert oracle.decide(red[[2, 1, 0]]).object == "blue star"
+    empty = world.render([one("left", x=-500.0)]).video[0]
+    is_object = (left - empty).abs().amax(0) > 0.05
+    assert oracle.decide(torch.where(is_object, left[[2, 1, 0]], left)).object == "blue heart"
 
 
 def test_what_does_not_move_is_said_to_be_still(world, oracle):
@@ -169,12 +170,12 @@ def test_energy_is_the_difference_that_the_object_takes_away(world):
 
 def test_objects_are_found_where_they_are_drawn(world, oracle):
     """The oracle's own pictures lie where the renderer's do: clockwise, y downwards, centred."""
-    spec = one("spins", "desert", "purple arrow", x=30.0, y=36.0, angle=90.0, amount=0.0)
+    spec = one("spins", "desert", "red arrow", x=30.0, y=36.0, angle=90.0, amount=0.0)
     moved = replace(spec, objects=(replace(spec.objects[0], x=-500.0),))
     frame, empty = (world.render([each]).video[0, :, 0] for each in (spec, moved))
     halves = [torch.nn.functional.avg_pool2d(each, 2) for each in (frame, empty)]
     angles = torch.tensor([0.0, 90.0, 180.0, 270.0])
-    which = torch.full((4,), world.objects.index("purple arrow"))
+    which = torch.full((4,), world.objects.index("red arrow"))
     pictures = prepare_pictures(world.atlas, which, torch.full((4,), 27.0), angles, 64, 64)
     found = match(frame_spectra(halves[0][None], halves[1]), pictures)
     assert int(found.energy[0].argmax()) == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kinema.errors import KinemaError
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
 from kinema.training import loop
+from kinema.training.checkpoint import read_state
 from kinema.training.config import DiffusionTrainingConfig, from_dict
 from kinema.training.diffusion import DiffusionTask, epoch_order, train
 from kinema.training.loop import make_accelerator
@@ -72,7 +74,9 @@ def test_result_is_a_whole_pipeline(config):
     folder = train(config)
     pipeline = KinemaPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    clip = pipeline("a red circle moves left", num_inference_steps=2, num_frames=5, height=16, width=16).frames
+    settings: dict[str, Any] = {"num_inference_steps": 2, "num_frames": 5, "height": 16, "width": 16}
+    (clip,) = pipeline("a red circle moves left", **settings, return_dict=False)
+    assert isinstance(clip, torch.Tensor)
     assert clip.shape == (1, 5, 3, 16, 16)
     assert pipeline.vae.config["latents_mean"] is not None
     saved = json.loads((folder / "training_config.json").read_text())
@@ -81,6 +85,15 @@ def test_result_is_a_whole_pipeline(config):
     log = (config.run_dir / "train.log").read_text()
     assert "loss_text" in log
     assert "loss_image" in log
+
+
+def test_evaluation_is_of_the_averaged_weights(config):
+    config = dataclasses.replace(config, mixed_precision="no", learning_rate=1e-2)
+    transformer = KinemaPipeline.from_pretrained(train(config)).transformer
+    recorded = read_state(config.run_dir / "checkpoints/step-00000006").metrics
+    task = make_task(config)
+    assert task.evaluate(transformer) == pytest.approx(recorded, rel=1e-5)
+    assert task.evaluate(task.model) != pytest.approx(recorded, rel=1e-5)
 
 
 def test_training_improves_the_loss(config):
@@ -106,6 +119,7 @@ def test_batches_are_a_pure_function_of_the_step(config):
 def test_an_epoch_has_every_clip_once(config):
     task = make_task(config)
     rows = torch.cat([task.batch(step)["latents"] for step in (0, 1)]).flatten(1)
+    assert task.cache is not None
     everything = task.cache(range(8))[0].flatten(1)
     assert sorted(rows.sum(1).tolist()) == pytest.approx(sorted(everything.sum(1).tolist()))
     assert epoch_order(0, 0, 8).tolist() != epoch_order(0, 1, 8).tolist()
@@ -115,6 +129,7 @@ def test_kept_latents_are_those_of_fresh_clips(config):
     config = dataclasses.replace(config, mixed_precision="no")
     task = make_task(config)
     video, _ = task.clips([3])
+    assert task.cache is not None
     kept, _ = task.cache([3])
     torch.testing.assert_close(kept, task.vae.encode(video).latents, atol=2e-3, rtol=2e-3)
 

@@ -16,6 +16,8 @@ from kinema.training import loop
 from kinema.training.checkpoint import Checkpoints, read_state
 from kinema.training.config import TokenizerTrainingConfig, from_dict
 from kinema.training.data.batches import TokenizerBatches
+from kinema.training.data.clips import centre_clips
+from kinema.training.losses.reconstruction import psnr
 from kinema.training.tokenizer import AFTER_TRAINING, train
 
 
@@ -102,6 +104,10 @@ def test_run_folder(config):
     assert best is not None
     for name, value in load_file(best / "ema.safetensors").items():
         assert torch.equal(tokenizer.state_dict()[name], value)
+    # The score is that of the averaged weights, which are the ones saved.
+    clips = centre_clips(Path(config.data[0]) / "cat_b.mp4", 1, (5, 16, 16))
+    expected = psnr(tokenizer.reconstruct(clips), clips).item()
+    assert read_state(best).metrics["psnr_cat_b"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_latent_statistics_are_measured(config, tmp_path):

@@ -26,7 +26,8 @@ class CaptionedClips:
     """
 
     def __init__(self, config: DiffusionTrainingConfig, split: Split = "train") -> None:
-        self.config, self.split = config, split
+        self.config = config
+        self.split: Split = split
         self.shape = parse_shape(config.shape)
         weights = source_weights(config).tolist()
         sources = [self._source(name) for name in config.data]
