@@ -23,11 +23,12 @@ from kinema.weights import embedded_dir
 
 def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
     """An untrained tokenizer of the same layout: its linear path alone, set to the KLT of the clips."""
-    names = ("bottleneck", "latent_channels", "fsq_levels", "ratios")
-    widths = dict(
-        encoder_widths=(8, 8, 8), encoder_blocks=(0, 0, 0), decoder_widths=(8, 8, 8), decoder_blocks=(0, 0, 0)
+    layout = {name: tokenizer.config[name] for name in ("bottleneck", "latent_channels", "fsq_levels", "ratios")}
+    stages = len(layout["ratios"]) + 1
+    widths, blocks = (8,) * stages, (0,) * stages
+    code = CausalVideoTokenizer(
+        **layout, encoder_widths=widths, encoder_blocks=blocks, decoder_widths=widths, decoder_blocks=blocks
     )
-    code = CausalVideoTokenizer(**{name: tokenizer.config[name] for name in names}, **widths)
     code.init_linear(clips)
     return code.eval()
 

@@ -19,7 +19,7 @@ _STEP = 0.5  # of a channel's deviation: small beside the latents, large beside 
 @torch.no_grad()
 def measure_latents(
     tokenizer: CausalVideoTokenizer,
-    videos: Sequence[Float[Tensor, "b 3 t h w"]],
+    videos: Sequence[Float[Tensor, "_ 3 _ _ _"]],
     balance: float,
     generator: torch.Generator,
 ) -> None:
@@ -39,7 +39,7 @@ def measure_latents(
 
 @torch.no_grad()
 def latent_moments(
-    tokenizer: CausalVideoTokenizer, videos: Iterable[Float[Tensor, "b 3 t h w"]]
+    tokenizer: CausalVideoTokenizer, videos: Iterable[Float[Tensor, "_ 3 _ _ _"]]
 ) -> tuple[Float[Tensor, " z"], Float[Tensor, " z"]]:
     """Mean and standard deviation of each latent channel over clips."""
     total, squares, count = torch.zeros(()), torch.zeros(()), 0

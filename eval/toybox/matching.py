@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
@@ -53,7 +53,7 @@ class Match:
 
 def prepare_pictures(
     atlas: Atlas,
-    which: Float[Tensor, " n"] | Tensor,
+    which: Int[Tensor, " n"],
     sizes: Float[Tensor, " n"],
     angles: Float[Tensor, " n"],
     height: int,

@@ -36,7 +36,7 @@ class Painter:
     def set_progress_bar_config(self, **_: Any) -> None:
         pass
 
-    def __call__(self, prompt, image=None, num_inference_steps=7, guidance_scale=3.5, generator=None, **options):
+    def __call__(self, prompt, image=None, num_inference_steps=7, guidance_scale=3.5, generator=(), **options):
         noise = [torch.randn(1, generator=each).item() for each in generator]
         self.calls.append({"prompt": prompt, "image": image, "steps": num_inference_steps, "noise": noise, **options})
         video = torch.stack([self._clips[each] for each in prompt])
@@ -126,6 +126,7 @@ def test_given_first_frames_are_compared(world):
     torch.testing.assert_close(painter.calls[0]["image"], world.batch(range(3)).video[:, :, 0] / 2 + 0.5)
     assert found.first_frame_psnr is not None
     assert found.first_frame_psnr < 119  # the third clip is another one: two are equal, one is not
+    assert found.first_frame_max_difference is not None
     assert found.first_frame_max_difference > 0.1
 
 
@@ -169,6 +170,7 @@ def test_command_measures_a_model_in_a_folder(pipeline_folder, tmp_path, caplog)
     assert written["objects"] == "shapes"
     assert found.first_frame_psnr is not None
     assert found.first_frame_psnr > 80
+    assert found.first_frame_max_difference is not None
     assert found.first_frame_max_difference < 1e-4
     before = path.read_bytes()
     with pytest.raises(KinemaError, match=r"report\.json"):

@@ -12,7 +12,9 @@ from kinema.training.latent_statistics import balanced_scale, latent_moments, me
 def clips(count: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(count, 2, 3, 3, 5, 5, generator=generator) * 0.5
-    return [interpolate(clip, size=(5, 16, 16), mode="trilinear") for clip in coarse]
+    # Colours of unlike strength, so that the channels of a KLT are of unlike weight.
+    strength = torch.tensor([1.0, 0.4, 0.1]).view(3, 1, 1, 1)
+    return [interpolate(clip, size=(5, 16, 16), mode="trilinear") * strength for clip in coarse]
 
 
 def trained_start() -> CausalVideoTokenizer:

@@ -9,7 +9,6 @@ from torch import nn
 from kinema.training.config import TrainingConfig
 from kinema.training.ema import EMA
 from kinema.training.loop import make_optimizer
-from kinema.training.muon import Muon, orthogonalize
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
 
@@ -71,56 +70,6 @@ def test_seeds_differ_by_every_argument():
     draws = [torch.rand(1, generator=step_generator(*a)).item() for a in arguments]
     assert len(set(draws)) == len(arguments)
     assert draws[0] == torch.rand(1, generator=step_generator(0, 0, 0, "a")).item()
-
-
-def test_orthogonalized_matrices_have_singular_values_near_one():
-    for shape in ((16, 16), (8, 40), (40, 8)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape) * 100))
-        assert values.min() > 0.5
-        assert values.max() < 1.3
-
-
-def test_orthogonalizing_keeps_the_singular_vectors():
-    u, _ = torch.linalg.qr(torch.randn(6, 6))
-    v, _ = torch.linalg.qr(torch.randn(9, 6))
-    result = u.T @ orthogonalize(u @ torch.linspace(1, 2, 6).diag() @ v.T) @ v
-    off_diagonal = result - result.diagonal().diag()
-    assert off_diagonal.abs().max() < 0.1
-    assert result.diagonal().min() > 0.5
-
-
-def train_linear(optimizer_of, steps=5):
-    torch.manual_seed(0)
-    weight, bias = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.zeros(4))
-    optimizer = optimizer_of(weight, bias)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (nn.functional.linear(torch.randn(8, 3), weight, bias) - 1).square().mean().backward()
-        optimizer.step()
-    return weight.detach(), bias.detach()
-
-
-def test_groups_without_muon_are_adamw():
-    betas = (0.9, 0.98)
-
-    def groups(weight, bias):
-        return [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
-
-    mine = train_linear(lambda w, b: Muon(groups(w, b), lr=0.05, betas=betas))
-    reference = train_linear(lambda w, b: torch.optim.AdamW(groups(w, b), lr=0.05, betas=betas))
-    for one, other in zip(mine, reference, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_muon_moves_every_direction_alike():
-    """The first update of a matrix is lr * 0.2 * sqrt(largest side) times a semi-orthogonal matrix."""
-    weight = nn.Parameter(torch.zeros(8, 4, 2))
-    optimizer = Muon([{"params": [weight], "muon": True}], lr=0.1, betas=(0.9, 0.99))
-    weight.grad = torch.randn(8, 4, 2) * torch.logspace(-0.5, 0.5, 8)[:, None, None]
-    optimizer.step()
-    values = torch.linalg.svdvals(weight.detach().flatten(1)) / (0.1 * 0.2 * 8**0.5)
-    assert values.min() > 0.3
-    assert values.max() < 1.3
 
 
 class Block(nn.Module):
