@@ -297,12 +297,17 @@ def _from_json(name: str, value: Any, hint: Any) -> Any:
     raise KinemaError(f"`{name}` (={value!r}) must be of type {hint}")
 
 
+# What the embedded models were trained with, but for their time limits; Muon likes this rate.
+_TOKENIZER: dict[str, Any] = dict(
+    init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
+)
+
 TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
     config.preset: config
     for config in (
-        TokenizerTrainingConfig(preset="kl-4x8x8-c16"),
-        TokenizerTrainingConfig(preset="fsq-4x8x8-32768"),
-        TokenizerTrainingConfig(preset="kl-4x16x16-c32", kl_weight=1e-5),
+        TokenizerTrainingConfig(preset="kl-4x8x8-c16", **_TOKENIZER, batch_size=4, cache_short_side=144),
+        TokenizerTrainingConfig(preset="fsq-4x8x8-32768", **_TOKENIZER, batch_size=4, cache_short_side=144),
+        TokenizerTrainingConfig(preset="kl-4x16x16-c32", **_TOKENIZER, batch_size=16, kl_weight=1e-5),
     )
 }
 
@@ -312,10 +317,11 @@ DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
         DiffusionTrainingConfig(preset="tiny", batch_size=16, num_steps=1000, num_clips=1000, learning_rate=2e-3),
         DiffusionTrainingConfig(
             preset="toybox-s",
-            batch_size=64,
-            learning_rate=1e-3,
-            betas=(0.9, 0.95),
-            warmup_steps=300,
+            batch_size=32,
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            warmup_steps=100,
+            ema_decay=0.998,
             sample_every=500,
             eval_every=500,
         ),
