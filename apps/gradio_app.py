@@ -61,9 +61,15 @@ class ClipMaker:
         self._numbers = itertools.count()
 
     def __call__(
-        self, prompt: str, image: Any, seed: float, num_steps: float, guidance_scale: float, num_frames: float
+        self,
+        prompt: str,
+        image: Any,
+        seed: float | None,
+        num_steps: float | None,
+        guidance_scale: float | None,
+        num_frames: float | None,
     ) -> str:
-        """The path of a new clip.
+        """The path of a new clip; a number is None where its field was emptied.
 
         Args:
             prompt: What it shows.
@@ -79,6 +85,10 @@ class ClipMaker:
         try:
             if not prompt or not prompt.strip():
                 raise KinemaError(f"`prompt` (={prompt!r}) must have a word")
+            if seed is None or not 0 <= seed < 2**63:
+                raise KinemaError(f"`seed` (={seed}) must be >= 0 and below 2**63")
+            if num_steps is None or guidance_scale is None or num_frames is None:
+                raise KinemaError("`settings` (one of them empty) must be numbers")
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 frames = generate_clip(

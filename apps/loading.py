@@ -74,6 +74,8 @@ def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:
     from diffusers.utils import logging
     from safetensors import SafetensorError
 
+    from kinema.generation.loading import one_line
+
     # diffusers also logs what it raises.
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(CRITICAL)
@@ -84,8 +86,7 @@ def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:
         raise
     # What diffusers, transformers and safetensors raise over files that are missing, cut short, or of another model.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {reason}") from error
+        raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:

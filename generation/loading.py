@@ -91,6 +91,30 @@ def check_weights(model: nn.Module, folder: Path) -> None:
         )
 
 
+def check_parts(
+    transformer: nn.Module | None, vae: nn.Module | None, tokenizer: Any, text_encoder: nn.Module | None, folder: Path
+) -> None:
+    """Checks that the parts of a loaded pipeline belong together; a part that is None is left out.
+
+    Raises:
+        KinemaError: the latents have other channels than the transformer takes, or the words are not its own.
+    """
+    config: Any = None if transformer is None else transformer.config
+    if config is None:
+        return
+    if vae is not None and vae.latent_channels != config["in_channels"]:
+        raise KinemaError(
+            f"model folder `{folder}`: the latents of `vae` (of {vae.latent_channels} channels) must have the "
+            f"{config['in_channels']} channels of `transformer`"
+        )
+    num_words = config["text_vocab_size"]
+    if text_encoder is None and tokenizer is not None and num_words not in (None, len(tokenizer)):
+        raise KinemaError(
+            f"model folder `{folder}`: `tokenizer` (of {len(tokenizer)} words) must have the {num_words} words of "
+            "`transformer`"
+        )
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error in one line, not too long."""
     text = " ".join(str(error).split()) or type(error).__name__

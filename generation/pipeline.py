@@ -24,7 +24,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.loading import check_pipeline_folder, check_weights, one_line, quiet_loading
+from kinema.generation.loading import check_parts, check_pipeline_folder, check_weights, one_line, quiet_loading
 from kinema.generation.text import (
     PromptWarning,
     TextEncoder,
@@ -41,6 +41,7 @@ from kinema.tokenizers.interface import latent_shape, pad_to_grid
 __all__ = ["KinemaPipeline", "KinemaPipelineOutput", "PromptWarning"]
 
 _COMPONENTS = ("transformer", "vae", "tokenizer", "text_encoder", "scheduler")
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
 Generators = torch.Generator | list[torch.Generator] | None
 StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks
 
@@ -105,7 +106,8 @@ class KinemaPipeline(DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         try:
             if not folder.exists() and _is_repository_name(str(pretrained_model_name_or_path)):
-                folder = Path(cls.download(str(pretrained_model_name_or_path), use_safetensors=True))
+                options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if name in kwargs}
+                folder = Path(cls.download(str(pretrained_model_name_or_path), use_safetensors=True, **options))
             passed = tuple(name for name in _COMPONENTS if name in kwargs)
             needed = tuple(name for name in _COMPONENTS if name not in passed)
             check_pipeline_folder(folder, needed, optional=("text_encoder",))
@@ -113,6 +115,7 @@ class KinemaPipeline(DiffusionPipeline):
                 pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
             for name in {"transformer", "vae"} - set(passed):
                 check_weights(getattr(pipeline, name), folder / name)
+            check_parts(pipeline.transformer, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder, folder)
         except KinemaError:
             raise
         except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from PIL import Image
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
@@ -30,9 +29,10 @@ from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
+from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.tokenizer import load_tokenizer
-from kinema.video import contact_sheet, to_uint8
+from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class DiffusionTask(Task[Batch]):
         )
 
     @torch.no_grad()
-    def sample(self, model: nn.Module) -> Image.Image | None:
+    def sample(self, model: nn.Module) -> Samples | None:
         """Clips of prompts."""
         config = self.config
         prompts = list(config.sample_prompts) or self.validation_prompts[: config.num_samples]
@@ -196,7 +196,7 @@ class DiffusionTask(Task[Batch]):
             output_type="pt",
         )
         rows = [to_uint8(clip.transpose(0, 1) * 2 - 1).cpu() for clip in output.frames]
-        return contact_sheet(rows, prompts)
+        return Samples(rows, prompts)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Saves the whole pipeline."""

@@ -16,10 +16,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
@@ -27,6 +25,7 @@ from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
 from kinema.training.muon import Muon
+from kinema.training.samples import Samples, save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
 
@@ -60,8 +59,8 @@ class Task(ABC, Generic[Batch]):
         """Numbers to log; `score`, if there, says which weights are best (higher is better)."""
 
     @abstractmethod
-    def sample(self, model: nn.Module) -> Image.Image | None:
-        """A picture of what the model does now."""
+    def sample(self, model: nn.Module) -> Samples | None:
+        """Clips that show what the model does now."""
 
     @abstractmethod
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -126,7 +125,10 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                 accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
                 logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
             if due[1] and accelerator.is_main_process:
-                save_sample(accelerator, task.sample(ema.model), run_dir, state.step)
+                samples = task.sample(ema.model)
+                if samples is not None:
+                    writer = accelerator.get_tracker("tensorboard", unwrap=True)
+                    save_samples(samples, run_dir / "samples", state.step, writer)
             if (due[2] or improved) and accelerator.is_main_process:
                 checkpoints.save(plain_model, ema, plain_optimizer, state)
             state.score = None  # it belongs to the weights of this step alone
@@ -331,16 +333,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
-
-
-def save_sample(accelerator: Accelerator, picture: Image.Image | None, run_dir: Path, step: int) -> None:
-    """Puts a picture into `samples/` and into TensorBoard."""
-    if picture is None:
-        return
-    (run_dir / "samples").mkdir(exist_ok=True)
-    picture.save(run_dir / "samples" / f"step-{step:08d}.png")
-    writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
-    writer.add_image("samples", pil_to_tensor(picture), step)
 
 
 def show_bar(accelerator: Accelerator) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -21,8 +20,9 @@ from kinema.training.latent_statistics import measure_latents
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.losses.reconstruction import charbonnier, l1, mse, psnr
+from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
-from kinema.video import contact_sheet, to_uint8
+from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class TokenizerTask(Task[Tensor]):
         return {"score": score} | {f"psnr_{name}": value for name, value in scores.items()}
 
     @torch.no_grad()
-    def sample(self, model: nn.Module) -> Image.Image:
+    def sample(self, model: nn.Module) -> Samples:
         """Clips over their reconstructions."""
         tokenizer: Any = model
         clips = [c[0] for c in list(self.validation.values())[:4]] or [self.batches(0)[0]]
@@ -99,7 +99,7 @@ class TokenizerTask(Task[Tensor]):
             reconstruction = tokenizer.reconstruct(clip[None].to(tokenizer.device)).float().cpu()
             rows += [to_uint8(clip), to_uint8(reconstruction[0])]
             labels += ["input", f"reconstruction, {float(psnr(reconstruction, clip[None])):.2f} dB"]
-        return contact_sheet(rows, labels)
+        return Samples(rows, labels)
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:

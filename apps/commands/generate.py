@@ -63,14 +63,16 @@ def run(arguments: argparse.Namespace) -> None:
         check_input_file(arguments.image, "image")
 
     from kinema.apps.loading import load_pipeline
-    from kinema.files import check_output_file
+    from kinema.files import check_other_file, check_output_file
     from kinema.video import VideoWriter, check_output_video, contact_sheet, read_image, write_image
 
     for job in jobs:
         check_output_video(job.output, overwrite=arguments.overwrite)
         if arguments.contact_sheet:
-            check_output_file(job.sheet, overwrite=arguments.overwrite)
-    image = None if arguments.image is None else read_image(arguments.image)
+            check_output_file(job.sheet, overwrite=arguments.overwrite, name="--contact-sheet")
+            if arguments.image is not None:
+                check_other_file(job.sheet, "--contact-sheet", {"image": arguments.image})
+    image = None if arguments.image is None else read_image(arguments.image, name="image")
     pipeline = load_pipeline(arguments.model, device=arguments.device)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     fps = arguments.fps or sample_fps(pipeline)
@@ -200,5 +202,5 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
     if not 0 <= arguments.seed < 2**63:
         raise KinemaError(f"`--seed` (={arguments.seed}) must be >= 0 and below 2**63")
-    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
-        raise KinemaError(f"`--fps` (={arguments.fps:g}) must be > 0 and <= 1000")
+    if arguments.fps is not None and not 0.001 <= arguments.fps <= 1000:
+        raise KinemaError(f"`--fps` (={arguments.fps:g}) must be >= 0.001 and <= 1000")

@@ -84,25 +84,26 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.window_frames is not None and arguments.window_frames < 1:
         raise KinemaError(f"`--window-frames` (={arguments.window_frames}) must be >= 1")
 
-    from kinema.files import atomic_path, check_output_file
+    from kinema.files import atomic_path, check_other_file, check_output_file
     from kinema.video import check_output_video
 
     check_output_video(arguments.output, overwrite=arguments.overwrite)
     if Path(arguments.output).exists() and Path(arguments.output).samefile(arguments.input):
         raise KinemaError(f"`output` (={arguments.output!r}) must be another file than the input")
     if arguments.json is not None:
-        check_output_file(arguments.json, overwrite=arguments.overwrite)
+        check_output_file(arguments.json, overwrite=arguments.overwrite, name="--json")
+        check_other_file(arguments.json, "--json", {"input": arguments.input, "output": arguments.output})
 
     from kinema.apps.loading import load_tokenizer
     from kinema.video import VideoReader, VideoWriter, read_video
 
     # A file that cannot be decoded is known before the model is loaded.
-    height, width = read_video(arguments.input, max_frames=1).frames.shape[1:3]
+    height, width = read_video(arguments.input, max_frames=1, name="input").frames.shape[1:3]
     tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
     started = time.perf_counter()
     scores = Scores()
     with (
-        VideoReader(arguments.input) as reader,
+        VideoReader(arguments.input, name="input") as reader,
         VideoWriter(arguments.output, reader.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out,
     ):
         for frames in windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio):

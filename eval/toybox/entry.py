@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from kinema.errors import KinemaError
-from kinema.files import check_output_file
+from kinema.files import check_other_file, check_output_file
 from kinema.weights import model_dir
 
 if TYPE_CHECKING:
@@ -73,9 +73,11 @@ def main(argv: Sequence[str] | None = None) -> "ToyboxReport":
 
 def run(settings: Settings) -> "ToyboxReport":
     """Measures, and writes the files that the settings name; errors as of `main`."""
-    for path in (settings.json, settings.contact_sheet):
+    for name, path in (("--json", settings.json), ("--contact-sheet", settings.contact_sheet)):
         if path is not None:
-            check_output_file(path, overwrite=settings.overwrite)
+            check_output_file(path, overwrite=settings.overwrite, name=name)
+    if settings.json is not None and settings.contact_sheet is not None:
+        check_other_file(settings.contact_sheet, "--contact-sheet", {"--json": settings.json})
     folder = model_dir(settings.model, embedded="toybox")
 
     import torch

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,15 +20,25 @@ def check_input_file(path: str | os.PathLike[str], name: str = "path") -> None:
         raise KinemaError(f"`{name}` (={str(path)!r}) must be a file with something in it, and it is empty")
 
 
-def check_output_file(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raise `KinemaError` when `path` may not be written; call it before the work whose result goes there."""
+def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: str = "output") -> None:
+    """Raise `KinemaError`, which calls the argument `name`, when `path` may not be written.
+
+    Call it before the work whose result goes there.
+    """
     if Path(path).is_dir():
-        raise KinemaError(f"`output` (={str(path)!r}) must be a file, and it is a folder")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be a file, and it is a folder")
     if Path(path).exists() and not overwrite:
-        raise KinemaError(f"`output` (={str(path)!r}) must not exist, unless `--overwrite` is given")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must not exist, unless `--overwrite` is given")
     parent = Path(path).parent
     if parent.exists() and not parent.is_dir():
-        raise KinemaError(f"`output` (={str(path)!r}) must be in a folder, and {str(parent)!r} is a file")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be in a folder, and {str(parent)!r} is a file")
+
+
+def check_other_file(path: str | os.PathLike[str], name: str, others: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Raise `KinemaError` when `path`, the argument `name`, is the same file as another argument's, by its name."""
+    for other_name, other in others.items():
+        if Path(path).resolve() == Path(other).resolve():
+            raise KinemaError(f"`{name}` (={str(path)!r}) must be another file than `{other_name}`")
 
 
 @contextmanager

@@ -50,27 +50,29 @@ class VideoReader:
     Args:
         path: A video file of any kind PyAV decodes.
         allow_truncated: End quietly where a damaged or truncated file can be decoded no further.
+        name: What errors call the argument.
 
     Raises:
         KinemaError: The file is missing, empty or no video; while iterating: it is truncated or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False, name: str = "path") -> None:
         self.path = Path(path)
         self.allow_truncated = allow_truncated
-        check_input_file(self.path)
+        self._argument = f"`{name}` (={str(path)!r})"
+        check_input_file(self.path, name)
         try:
             # Names and comments in some files are not UTF-8: of no interest here, so never an error.
             self._container = av.open(str(self.path), metadata_errors="ignore")
         except (FFmpegError, UnicodeDecodeError) as error:
-            raise KinemaError(f"`path` (={str(path)!r}) must be a video file, complete and readable") from error
+            raise KinemaError(f"{self._argument} must be a video file, complete and readable") from error
         if not self._container.streams.video:
             self.close()
-            raise KinemaError(f"`path` (={str(path)!r}) must have a video stream")
+            raise KinemaError(f"{self._argument} must have a video stream")
         self._stream = self._container.streams.video[0]
         if self._stream.codec_context is None:
             self.close()
-            raise KinemaError(f"`path` (={str(path)!r}) must be a complete video file, of a kind that can be decoded")
+            raise KinemaError(f"{self._argument} must be a complete video file, of a kind that can be decoded")
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate or 24
         self.fps = float(rate)
@@ -109,9 +111,7 @@ class VideoReader:
         # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
         missing = _tagged_duration(self._stream.metadata.get("DURATION")) - seconds
         if (damaged or missing > 1.5 / self.fps) and not self.allow_truncated:
-            raise KinemaError(
-                f"`path` (={str(self.path)!r}) must be a complete video file, and it is truncated or damaged"
-            )
+            raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
 
 
 def _tagged_duration(tag: str | None) -> float:
@@ -130,7 +130,12 @@ def _frame_to_tensor(frame: Any) -> UInt8[Tensor, "h w 3"]:
 
 
 def read_video(
-    path: str | os.PathLike[str], *, max_frames: int | None = None, start: int = 0, allow_truncated: bool = False
+    path: str | os.PathLike[str],
+    *,
+    max_frames: int | None = None,
+    start: int = 0,
+    allow_truncated: bool = False,
+    name: str = "path",
 ) -> Video:
     """Decode a video file.
 
@@ -139,6 +144,7 @@ def read_video(
         max_frames: Stop after so many frames; None reads all.
         start: Frames to skip first.
         allow_truncated: Take what can be decoded of a damaged file.
+        name: What errors call the argument `path`.
 
     Raises:
         KinemaError: The file is missing, empty, no video, truncated, or has no frame at `start`.
@@ -148,7 +154,7 @@ def read_video(
     if max_frames is not None and max_frames < 1:
         raise KinemaError(f"`max_frames` (={max_frames}) must be >= 1")
     frames: list[Tensor] = []
-    with VideoReader(path, allow_truncated=allow_truncated) as reader:
+    with VideoReader(path, allow_truncated=allow_truncated, name=name) as reader:
         for index, frame in enumerate(reader):
             if index < start:
                 continue
@@ -157,9 +163,9 @@ def read_video(
                 break
         fps = reader.fps
     if not frames:
-        raise KinemaError(f"`path` (={str(path)!r}) must have a decodable frame after the first {start}")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must have a decodable frame after the first {start}")
     if any(frame.shape != frames[0].shape for frame in frames):
-        raise KinemaError(f"`path` (={str(path)!r}) must have frames of one size")
+        raise KinemaError(f"`{name}` (={str(path)!r}) must have frames of one size")
     return Video(frames=torch.stack(frames), fps=fps)
 
 
@@ -177,15 +183,15 @@ class VideoWriter:
 
     Raises:
         KinemaError: The file exists and `overwrite` is not set, its suffix is none of `VIDEO_SUFFIXES`, or `fps` is not
-            in (0, 1000].
+            in [0.001, 1000].
     """
 
     def __init__(
         self, path: str | os.PathLike[str], fps: float, *, lossless: bool = False, overwrite: bool = False
     ) -> None:
         check_output_video(path, overwrite=overwrite)
-        if not 0 < fps <= 1000:
-            raise KinemaError(f"`fps` (={fps}) must be > 0 and <= 1000")
+        if not 0.001 <= fps <= 1000:
+            raise KinemaError(f"`fps` (={fps}) must be >= 0.001 and <= 1000")
         self.path = Path(path)
         self.lossless = lossless
         # 1001 keeps the broadcast rates, 24000/1001 and its like, exact.
@@ -263,18 +269,22 @@ def write_video(
         writer.write(frames)
 
 
-def read_image(path: str | os.PathLike[str]) -> UInt8[Tensor, "h w 3"]:
+def read_image(path: str | os.PathLike[str], *, name: str = "path") -> UInt8[Tensor, "h w 3"]:
     """Read a picture as RGB, turned as its EXIF data says; what is transparent becomes white.
+
+    Args:
+        path: The file.
+        name: What errors call the argument.
 
     Raises:
         KinemaError: The file is missing, empty, truncated or no picture.
     """
-    check_input_file(Path(path))
+    check_input_file(Path(path), name)
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise KinemaError(f"`path` (={str(path)!r}) must be a picture, complete and readable") from error
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be a picture, complete and readable") from error
     white = Image.new("RGBA", upright.size, "white")
     white.alpha_composite(upright)
     return torch.from_numpy(np.array(white.convert("RGB")))

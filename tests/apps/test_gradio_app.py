@@ -49,6 +49,11 @@ def test_mistake_is_shown_on_the_page(pipeline: Any):
     make_clip = ClipMaker(pipeline)
     with pytest.raises(gr.Error, match="prompt"):
         make_clip("  ", None, 0, 2, 1.5, 9)
+    for seed in (None, -1):
+        with pytest.raises(gr.Error, match="seed"):
+            make_clip("a car", None, seed, 2, 1.5, 9)
+    with pytest.raises(gr.Error, match="settings"):
+        make_clip("a car", None, 0, 2, 1.5, None)
 
 
 def test_unknown_words_are_shown_on_the_page(pipeline: Any, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,9 @@ from transformers import T5Config, T5EncoderModel
 
 from kinema.errors import KinemaError
 from kinema.generation.pipeline import KinemaPipeline
+from kinema.generation.text import build_word_tokenizer
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.presets import TINY
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,14 @@ DAMAGES = {
         "",
     ),
     "weights of another size": (lambda d: edit_json(d / "transformer" / "config.json", dim=64), "cannot be loaded"),
+    "words of another model": (
+        lambda d: build_word_tokenizer(["one", "two"]).save_pretrained(d / "tokenizer"),
+        "`tokenizer` \\(of 5 words\\)",
+    ),
+    "latents of another model": (
+        lambda d: CausalVideoTokenizer(**{**TINY, "latent_channels": 3}).save_pretrained(d / "vae"),
+        "`vae` \\(of 3 channels\\)",
+    ),
     "config of another kind": (lambda d: edit_json(d / "transformer" / "config.json", dim="x"), "cannot be loaded"),
 }
 

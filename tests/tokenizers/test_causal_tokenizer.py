@@ -9,7 +9,7 @@ from torch import Tensor
 from kinema import CausalVideoTokenizer
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.presets import PRESETS, TINY
-from kinema.tokenizers.interface import latent_shape, pad_to_grid
+from kinema.tokenizers.interface import VideoTokenizer, latent_shape, pad_to_grid
 
 
 def randomised(model: CausalVideoTokenizer, seed: int = 0) -> CausalVideoTokenizer:
@@ -68,6 +68,22 @@ def test_encoding_a_prefix_gives_the_prefix_of_the_code(name: str):
         assert part is not None
         # A value within float round-off of the middle between two levels may fall to either side.
         assert (part != indices[:, :2]).float().mean() < 0.02
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_decoding_a_prefix_gives_the_prefix_of_the_video(name: str):
+    model = randomised(CausalVideoTokenizer.from_preset(name))
+    latents = torch.randn(1, model.latent_channels, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+    whole = model.decode(latents).sample
+    assert whole.shape[2] == 13
+    for k in range(3):
+        part = model.decode(latents[:, :, : k + 1]).sample
+        assert (part - whole[:, :, : 1 + 4 * k]).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_is_what_pipelines_rely_on(tiny: CausalVideoTokenizer):
+    assert isinstance(tiny, VideoTokenizer)
 
 
 @torch.no_grad()

@@ -93,7 +93,9 @@ def test_run_folder(config):
     tokenizer = CausalVideoTokenizer.from_pretrained(model_dir)
     saved = json.loads((model_dir / "training_config.json").read_text())
     assert from_dict(TokenizerTrainingConfig, saved) == dataclasses.replace(config, eval_every=3, sample_every=3)
-    assert {p.name for p in (run / "samples").iterdir()} == {"step-00000003.png", "step-00000006.png"}
+    assert {p.name for p in (run / "samples").iterdir()} == {
+        f"step-0000000{step}.{kind}" for step in (3, 6) for kind in ("gif", "png")
+    }
     assert list((run / "logs").rglob("*tfevents*"))
     log = (run / "train.log").read_text()
     assert "psnr_cat_b" in log

@@ -29,7 +29,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         ratios: (time, height, width) ratio of each downsampling that follows the 2×2×2 Haar level.
         encoder_widths, decoder_widths: channels per stage, from half resolution down to the latents' resolution.
         encoder_blocks, decoder_blocks: residual blocks per stage, in the same order.
-        latents_mean, latents_std: per-channel statistics of the latents over training data, for `normalize`.
+        latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
     """
 
     config_name = "config.json"
@@ -175,7 +175,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         return self.decode(latents, t, h, w).sample, output
 
     def normalize(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """Latents with zero mean and unit variance per channel, as a diffusion model wants them."""
+        """Latents as a diffusion model wants them: `(latents - latents_mean) / latents_std`, or as they are without."""
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
@@ -185,7 +185,7 @@ class CausalVideoTokenizer(ModelMixin, ConfigMixin):
         return latents * std + mean
 
     def set_latent_statistics(self, mean: Float[Tensor, " z"], std: Float[Tensor, " z"]) -> None:
-        """Stores the statistics in the config; measured once, after training."""
+        """Stores what `normalize` subtracts and divides by in the config; measured once, after training."""
         self.register_to_config(latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The Gaussian bottleneck of variational auto-encoders (arXiv 1312.6114)."""
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,7 +24,8 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b z t h w"]:
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        # Unlike torch.randn, this takes a generator of the CPU for latents elsewhere.
+        noise = randn_tensor(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, "b z t h w"]:
