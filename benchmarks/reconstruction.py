@@ -49,6 +49,8 @@ def main() -> None:
     shape = parse_shape(arguments.shape)
     held_out = tuple(arguments.hold_out)
     files = list_videos(arguments.folder)
+    if not 0 < sum(f.name.startswith(held_out) for f in files) < len(files):
+        parser.error(f"--hold-out (={' '.join(held_out)}) must leave some files of {arguments.folder} out, and not all")
     clips = {f.name: centre_clips(f, arguments.clips, shape) for f in files}
     code = linear_code(tokenizer, [c for name, c in clips.items() if not name.startswith(held_out)])
 

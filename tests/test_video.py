@@ -239,6 +239,11 @@ def test_image_modes(tmp_path: Path, mode: str, colour: int | tuple[int, ...], w
     assert image.unique().tolist() == [wanted]
 
 
+def test_image_of_16_bits(tmp_path: Path):
+    Image.fromarray(np.array([[0, 257 * 70, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 70, 255]
+
+
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
 def test_float_and_back(num_frames: int, height: int, width: int):
     frames = noise(num_frames, height, width)

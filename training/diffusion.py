@@ -240,6 +240,10 @@ def train(config: DiffusionTrainingConfig) -> Path:
         return run_loop(DiffusionTask(config, accelerator), config, accelerator)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point: PRESET and settings from the command line."""
-    train(parse_arguments(DIFFUSION_PRESETS, argv, "train_diffusion"))
+def main(argv: list[str] | None = None, program: str = "train_diffusion") -> None:
+    """Entry point: PRESET and settings from the command line.
+
+    Raises:
+        KinemaError: what the command line asks for is not allowed.
+    """
+    train(parse_arguments(DIFFUSION_PRESETS, argv, program))

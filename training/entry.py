@@ -1,18 +1,22 @@
 """What the two training scripts share: arguments and log file."""
 
 import dataclasses
+import io
 import logging
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
+from kinema.errors import KinemaError
 from kinema.training.config import TrainingConfig, select_preset
 
 Config = TypeVar("Config", bound=TrainingConfig)
+Parsed = TypeVar("Parsed")
 
 
 def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program: str) -> Config:
@@ -38,8 +42,33 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
         "Settings", [hidden], bases=(type(preset),), namespace=unchecked, frozen=True, kw_only=True
     )
     values = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
-    parsed = tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
+    parsed = in_one_line(
+        lambda: tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
+    )
     return type(preset)(**{name: getattr(parsed, name) for name in values})
+
+
+def in_one_line(parse: Callable[[], Parsed]) -> Parsed:
+    """Runs a parser of tyro's, whose complaint, a box of several lines, becomes a `KinemaError`."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise KinemaError(unboxed(said.getvalue())) from stop
+
+
+def unboxed(text: str) -> str:
+    """The first part of a box drawn with lines, without its title and lines.
+
+    >>> unboxed("╭─ Error ─╮\\n│ no such │\\n│ thing   │\\n│ ─────── │\\n│ Help    │\\n╰─────────╯")
+    'no such thing'
+    """
+    lines = [match[1].strip() for match in re.finditer(r"^│(.*)│\s*$", text, flags=re.MULTILINE)]
+    rule = next((i for i, line in enumerate(lines) if line and set(line) == {"─"}), len(lines))
+    return " ".join(lines[:rule]) or " ".join(text.split())
 
 
 @contextmanager
@@ -48,10 +77,11 @@ def run_log(run_dir: Path, is_main_process: bool) -> Iterator[None]:
     if not is_main_process:
         yield
         return
+    is_new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("kinema")
     level = root.level
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log")]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log", delay=True)]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
@@ -63,3 +93,5 @@ def run_log(run_dir: Path, is_main_process: bool) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+        if is_new and not any(run_dir.iterdir()):  # a mistake was found before anything was done
+            run_dir.rmdir()

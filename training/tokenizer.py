@@ -173,6 +173,10 @@ def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Pa
         return run_loop(TokenizerTask(config, accelerator, model), config, accelerator)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point: PRESET and settings from the command line."""
-    train(parse_arguments(TOKENIZER_PRESETS, argv, "train_tokenizer"))
+def main(argv: list[str] | None = None, program: str = "train_tokenizer") -> None:
+    """Entry point: PRESET and settings from the command line.
+
+    Raises:
+        KinemaError: what the command line asks for is not allowed.
+    """
+    train(parse_arguments(TOKENIZER_PRESETS, argv, program))

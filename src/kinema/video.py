@@ -282,7 +282,10 @@ def read_image(path: str | os.PathLike[str], *, name: str = "path") -> UInt8[Ten
     check_input_file(Path(path), name)
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits a pixel, which PIL would cut off at 255
+                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
+            upright = upright.convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise KinemaError(f"`{name}` (={str(path)!r}) must be a picture, complete and readable") from error
     white = Image.new("RGBA", upright.size, "white")

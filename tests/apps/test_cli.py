@@ -179,10 +179,10 @@ def test_interruption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_trainer_gets_the_rest_of_the_line(monkeypatch: pytest.MonkeyPatch):
     got: list[list[str]] = []
-    monkeypatch.setattr("kinema.training.tokenizer.main", got.append)
+    monkeypatch.setattr("kinema.training.tokenizer.main", lambda argv, program: got.append([program, *argv]))
     line = ["kl-4x8x8-c16", "--learning-rate", "3e-4", "--data", "toybox", "clips", "--resume"]
     assert main(["train", "tokenizer", *line]) == 0
-    assert got == [line]
+    assert got == [["kinema train tokenizer", *line]]
 
 
 def test_trainer_answers_help(capsys: pytest.CaptureFixture[str]):

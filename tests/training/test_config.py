@@ -17,6 +17,7 @@ from kinema.training.config import (
     to_dict,
 )
 from kinema.training.entry import parse_arguments
+from kinema.training.tokenizer import main
 
 
 @pytest.mark.parametrize("config", [*TOKENIZER_PRESETS.values(), *DIFFUSION_PRESETS.values()], ids=lambda c: c.preset)
@@ -103,8 +104,15 @@ def test_command_line_with_value_outside_its_range():
         parse_arguments(TOKENIZER_PRESETS, ["kl-4x8x8-c16", "--batch-size", "0"], "train")
 
 
-def test_command_line_with_unknown_setting(capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments(TOKENIZER_PRESETS, ["kl-4x8x8-c16", "--learning-rat", "1"], "train")
-    assert ended.value.code == 2
-    assert "learning-rat" in capsys.readouterr().err
+def test_a_mistake_leaves_no_run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["kl-4x8x8-c16"], ["kl-4x8x8-c16", "--data", "missing"]):
+        with pytest.raises(KinemaError, match="`data`"):
+            main(arguments)
+        assert not (tmp_path / "runs" / "kl-4x8x8-c16").exists()
+
+
+def test_an_unknown_setting_is_named_in_one_line():
+    with pytest.raises(KinemaError, match="--no-such-thing") as caught:
+        main(["kl-4x8x8-c16", "--no-such-thing", "1"])
+    assert "\n" not in str(caught.value)
