@@ -1,6 +1,7 @@
 """The layout of the project: links, packages, laziness, and what the wheel holds."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kinema
+from kinema.weights import EMBEDDED, embedded_dir
 
 ROOT = Path(__file__).parent.parent
 AREAS = ("tokenizers", "generation", "training", "eval", "apps")
@@ -118,3 +120,31 @@ def test_readme_shows_the_prompts_of_the_demo():
 def test_version_is_the_same_everywhere():
     assert f'version: "{kinema.__version__}"' in (ROOT / "CITATION.cff").read_text()
     assert f"## {kinema.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def embedded_files() -> list[Path]:
+    return [file for name in EMBEDDED for file in embedded_dir(name).rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_model_has_weights_and_a_card(name: str):
+    folder = embedded_dir(name)
+    assert list(folder.rglob("*.safetensors"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for word in ("seed", "hardware", "Limits", "Sources", "licence"):
+        assert word in card
+
+
+def test_embedded_models_fit_and_name_no_machine():
+    assert 0 < sum(file.stat().st_size for file in embedded_files()) <= 60e6
+    for file in embedded_files():
+        if file.suffix == ".json":
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"_name_or_path|\"/(root|home|work|tmp)/", text), file
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert local
+    assert [target for target in local if not (ROOT / target).exists()] == []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class TrainingState:
     step: int = 0
     """Steps done; also the position in the data."""
     elapsed: float = 0.0
-    """Seconds of training so far, all sessions together."""
+    """Seconds of training so far, all parts of the run together."""
     score: float | None = None
     """Score of this step's averaged weights (higher is better), if they were evaluated."""
     best_score: float | None = None
@@ -109,7 +110,7 @@ class Checkpoints:
             model.load_state_dict(load_file(path / "model.safetensors"))
             ema.model.load_state_dict(load_file(path / "ema.safetensors"))
             load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise KinemaError(f"`checkpoint` (={path}) must fit the model of this training: {reason}") from error
         ema.num_updates = json.loads((path / "state.json").read_text())["ema_updates"]
@@ -145,5 +146,13 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     for key, tensor in tensors.items():
         number, name = key.split(".", 1)
         states.setdefault(int(number), {})[name] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kinds = [bool(group.get("muon")) for group in optimizer.param_groups for _ in group["params"]]
+    if sorted(states) != list(range(len(parameters))):
+        raise ValueError(f"the optimizer has {len(parameters)} parameters, the checkpoint {len(states)}")
+    for number, (parameter, is_muon) in enumerate(zip(parameters, kinds, strict=True)):
+        for name, tensor in states[number].items():
+            if (name == "momentum") != is_muon or tensor.shape not in ((), parameter.shape):
+                raise ValueError(f"`{name}` of parameter {number} is not what the optimizer keeps")
     whole["state"] = states
     optimizer.load_state_dict(whole)

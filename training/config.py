@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from kinema.errors import KinemaError
 
 VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
+"""The clips that the embedded tokenizer was not trained on."""
 
 Config = TypeVar("Config")
 
@@ -34,7 +35,7 @@ class TrainingConfig:
     """Which objects Toybox clips show."""
     toybox_num_objects: tuple[int, int] = (1, 1)
     """Least and largest number of objects in a Toybox clip."""
-    validation: tuple[str, ...] = VALIDATION_PREFIXES
+    validation: tuple[str, ...] = ()
     """Prefixes of file names: these sources are never trained on, and evaluated."""
     output: Path | None = None
     """The run's folder (default: runs/PRESET)."""
@@ -50,7 +51,7 @@ class TrainingConfig:
     num_steps: int = 20_000
     """Optimizer steps of the whole training."""
     max_minutes: float | None = None
-    """Stop (and save) after this time, all sessions of the run together."""
+    """Stop (and save) after this time, all parts of the run together."""
     schedule_on: Literal["steps", "minutes"] = "steps"
     """What the learning rate follows: steps out of `num_steps`, or time out of `max_minutes` (not bit-exact)."""
     schedule: Literal["trapezoid", "cosine", "constant"] = "trapezoid"
@@ -185,6 +186,8 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Longest prompt in tokens."""
     shape: str = "17x64x64"
     """Clip size as FRAMESxHEIGHTxWIDTH."""
+    fps: float = 8.0
+    """Frames a second at which clips of the trained model are meant to be shown."""
     num_clips: int = 30_000
     """Clips whose latents are computed once and kept; 0: fresh clips, encoded in each step."""
     cache_short_side: int = 160

@@ -81,6 +81,8 @@ class DiffusionTask(Task[Batch]):
             "tokenizer": folder_hash(config.tokenizer),
             "text": folder_hash(config.text_encoder) if config.text_encoder else self.text_tokenizer.get_vocab(),
             "text_max_length": config.text_max_length,
+            "mixed_precision": config.mixed_precision,
+            "clips": self.clips.fingerprint(),
         }
         return cached_latents(
             config.run_cache_dir, settings, config.num_clips, self.clips, self._encode, self.encode_text
@@ -173,6 +175,7 @@ class DiffusionTask(Task[Batch]):
             text_encoder=self.text_model,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
             sample_size=parse_shape(self.config.shape),
+            sample_fps=self.config.fps,
         )
 
     @torch.no_grad()
@@ -221,7 +224,7 @@ def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) ->
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.text_encoder)
-        model = AutoModelForTextEncoding.from_pretrained(config.text_encoder)
+        model = AutoModelForTextEncoding.from_pretrained(config.text_encoder, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise KinemaError(f"`text_encoder` (={config.text_encoder}) must hold a text encoder: {reason}") from error

@@ -10,7 +10,6 @@ configuration: only names do.
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from kinema import CausalVideoTokenizer, KinemaPipeline
 from kinema.errors import KinemaError
+from kinema.training.checkpoint import write_folder
 
 _PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from")
 
@@ -32,22 +32,22 @@ def release(source: Path, target: Path) -> int:
     if not training.is_file():
         raise KinemaError(f"`source` (={source}) must be the model folder of a run, with a training_config.json")
     is_pipeline = (source / "model_index.json").is_file()
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        folder = Path(temporary) / "model"
+
+    def write(folder: Path) -> None:
         model: Any = (KinemaPipeline if is_pipeline else CausalVideoTokenizer).from_pretrained(source)
         model.to(dtype=torch.float16).save_pretrained(folder)
         config = without_paths(json.loads(training.read_text()))
         (folder / "training_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for file in folder.rglob("config.json"):
+        for file in folder.rglob("*.json"):
             values = json.loads(file.read_text())
-            file.write_text(json.dumps({k: v for k, v in values.items() if k != "_name_or_path"}, indent=2) + "\n")
+            if values.pop("_name_or_path", None) is not None:  # where the run was
+                file.write_text(json.dumps(values, indent=2) + "\n")
         if (target / "README.md").is_file():
             shutil.copy(target / "README.md", folder / "README.md")
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+
+    write_folder(target, write)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kinema.errors import KinemaError
+from kinema.generation.loading import check_weights, one_line, quiet_loading
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
@@ -139,10 +140,13 @@ def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> CausalVi
     if folder is None or not (folder / "config.json").is_file():
         raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer, with a config.json")
     try:
-        return CausalVideoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        with quiet_loading():
+            tokenizer: Any = CausalVideoTokenizer.from_pretrained(folder, use_safetensors=True)
+        check_weights(tokenizer, folder)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = one_line(error)
         raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
+    return tokenizer
 
 
 def make_lpips(device: torch.device) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinema.errors import KinemaError
-from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from kinema.training.config import VALIDATION_PREFIXES, DiffusionTrainingConfig, TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.data.sources import CaptionedClips
 
@@ -21,6 +21,7 @@ def config(tmp_path, make_video):
         cache_dir=tmp_path / "cache",
         batch_size=6,
         shapes=("5x16x16", "1x24x24"),
+        validation=VALIDATION_PREFIXES,
         validation_shape="5x16x16",
     )
 
@@ -76,7 +77,9 @@ def test_no_data_is_an_error(config):
 def test_captioned_clips_by_number(config, tmp_path):
     (tmp_path / "data/a.txt").write_text("bars move")
     (tmp_path / "data/cat_b.txt").write_text("held out")
-    diffusion = DiffusionTrainingConfig(preset="tiny", data=config.data, cache_dir=config.cache_dir, shape="5x16x16")
+    diffusion = DiffusionTrainingConfig(
+        preset="tiny", data=config.data, cache_dir=config.cache_dir, shape="5x16x16", validation=VALIDATION_PREFIXES
+    )
     clips = CaptionedClips(diffusion)
     video, captions = clips(range(8))
     assert video.shape == (8, 3, 5, 16, 16)
@@ -88,3 +91,24 @@ def test_captioned_clips_by_number(config, tmp_path):
     assert some_captions == [captions[5], captions[2]]
     assert "bars" in clips.words()
     assert "held out" in CaptionedClips(diffusion, "validation")(range(8))[1]
+
+
+def test_unreadable_validation_files_are_skipped_and_named(config, tmp_path, caplog):
+    (tmp_path / "data/cat_broken.mp4").write_bytes(b"no video")
+    assert set(TokenizerBatches(config).validation_clips()) == {"cat_b", "toybox"}
+    assert "cat_broken.mp4" in caplog.text
+
+
+def test_nothing_is_held_out_unless_asked(config):
+    batches = TokenizerBatches(dataclasses.replace(config, validation=()))
+    assert set(batches.validation_clips()) == {"toybox"}
+
+
+def test_fingerprint_follows_files_and_captions(config, tmp_path, make_video):
+    diffusion = DiffusionTrainingConfig(preset="tiny", data=config.data, cache_dir=config.cache_dir, shape="5x16x16")
+    before = CaptionedClips(diffusion).fingerprint()
+    assert CaptionedClips(diffusion).fingerprint() == before
+    (tmp_path / "data/a.txt").write_text("another caption")
+    captioned = CaptionedClips(diffusion).fingerprint()
+    make_video(tmp_path / "data/c.mp4", num_frames=20)
+    assert len({before, captioned, CaptionedClips(diffusion).fingerprint()}) == 3

@@ -14,7 +14,7 @@ from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import loop
 from kinema.training.checkpoint import Checkpoints, read_state
-from kinema.training.config import TokenizerTrainingConfig, from_dict
+from kinema.training.config import VALIDATION_PREFIXES, TokenizerTrainingConfig, from_dict
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.data.clips import centre_clips
 from kinema.training.losses.reconstruction import psnr
@@ -31,6 +31,7 @@ def config(tmp_path, make_video):
         output=tmp_path / "run",
         cache_dir=tmp_path / "cache",
         shapes=("5x16x16", "1x24x24"),
+        validation=VALIDATION_PREFIXES,
         validation_shape="5x16x16",
         validation_clips=1,
         batch_size=2,

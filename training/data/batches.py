@@ -1,15 +1,19 @@
 """Batches for training a tokenizer: natural clips and Toybox clips, a pure function of (seed, rank, step)."""
 
+import logging
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.errors import KinemaError
 from kinema.training.config import TokenizerTrainingConfig, parse_shape
 from kinema.training.data.clips import ClipsDataset, centre_clips, list_videos
 from kinema.training.data.sources import TOYBOX, make_toybox, source_weights
 from kinema.training.seeds import step_generator
+
+logger = logging.getLogger(__name__)
 
 
 class TokenizerBatches:
@@ -75,7 +79,13 @@ class TokenizerBatches:
                 continue
             for file in list_videos(Path(name)):
                 if self.config.validation and file.name.startswith(self.config.validation):
-                    clips[file.stem] = centre_clips(file, self.config.validation_clips, shape)
+                    try:
+                        held_out = centre_clips(file, self.config.validation_clips, shape)
+                    except KinemaError as error:
+                        logger.warning("skipped %s: %s", file, error)
+                        continue
+                    key = file.stem if file.stem not in clips else file.relative_to(name).as_posix()
+                    clips[key] = held_out
         return clips
 
 

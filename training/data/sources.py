@@ -1,5 +1,7 @@
 """Where clips come from: folders of video files and the Toybox world, mixed."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 import torch
@@ -60,6 +62,19 @@ class CaptionedClips:
             else:
                 words.update(word for clip in source.sources for word in split_words(clip.caption))
         return sorted(words)
+
+    def fingerprint(self) -> str:
+        """A hash of what the clips come from: files with their sizes and times of change, captions, sprites."""
+        parts: list[str] = []
+        for source in self.sources:
+            if isinstance(source, Toybox):
+                files = [] if source.sprites is None else sorted(p for p in source.sprites.iterdir() if p.is_file())
+                parts += [source.split, *source.objects]
+            else:
+                files = [clip.path for clip in source.sources]
+                parts += [clip.caption for clip in source.sources]
+            parts += [f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}" for file in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def __call__(self, indices: Iterable[int]) -> tuple[Float[Tensor, "b 3 t h w"], list[str]]:
         """The clips with these numbers (>= 0), pixels in [-1, 1], and their captions."""
