@@ -146,7 +146,7 @@ class KinemaPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 30,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 6.0,
         negative_prompt: str | Sequence[str] | TextFeatures | None = None,
         num_videos_per_prompt: int = 1,
         generator: Generators = None,
