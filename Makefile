@@ -5,6 +5,8 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.kinema-setup
 # Tests are many small programs: one thread each, two at a time, is faster than two threads for one at a time.
 TEST_ENV := OMP_NUM_THREADS=1
+# Waiting threads sleep instead of spinning, see src/kinema/machine.py.
+export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
 .PHONY: help setup demo test test-slow lint format clean

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import kinema
 from kinema.errors import KinemaError
+from kinema.machine import share_cores
 
 COMMANDS = {
     "generate": "kinema.apps.commands.generate",
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, as of `report`.
     """
+    share_cores()
     return report(lambda: _run(argv))
 
 

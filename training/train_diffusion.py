@@ -6,9 +6,12 @@
 import sys
 
 from kinema.errors import KinemaError
-from kinema.training.diffusion import main
+from kinema.machine import share_cores
 
 if __name__ == "__main__":
+    share_cores()
+    from kinema.training.diffusion import main
+
     try:
         main()
     except KinemaError as error:

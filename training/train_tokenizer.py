@@ -3,9 +3,12 @@
 import sys
 
 from kinema.errors import KinemaError
-from kinema.training.tokenizer import main
+from kinema.machine import share_cores
 
 if __name__ == "__main__":
+    share_cores()
+    from kinema.training.tokenizer import main
+
     try:
         main()
     except KinemaError as error:
