@@ -42,7 +42,7 @@ class TrainingState:
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Makes `folder` by calling `write` on a temporary folder beside it, then renaming: all of it or nothing.
 
-    A folder that exists is replaced once the new one is complete.
+    A folder that exists is replaced once the new one is complete; see `recover_folders` for the moment between.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -62,6 +62,16 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
         temporary.rename(folder)
 
 
+def recover_folders(parent: Path) -> None:
+    """Puts back what `write_folder` had moved aside when it was cut off between its two renames."""
+    for old in parent.glob(".*.old"):
+        folder = parent / old.name[1 : -len(".old")]
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+
+
 class Checkpoints:
     """The checkpoints of a run: the newest `keep_last` and the best one are kept.
 
@@ -73,6 +83,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep_last: int = 2) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        recover_folders(folder)
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -12,6 +12,7 @@ from kinema.errors import KinemaError
 from kinema.training import checkpoint
 from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
 from kinema.training.ema import EMA
+from kinema.training.muon import Muon
 
 
 def make(seed: int = 0, width: int = 3):
@@ -120,3 +121,27 @@ def test_state_is_readable_json(tmp_path):
     values = json.loads((path / "state.json").read_text())
     assert values["step"] == 3
     assert values["ema_updates"] == 3
+
+
+def test_a_folder_moved_aside_comes_back(tmp_path):
+    """As if the machine had stopped between the two renames of `write_folder`, and after both."""
+    for name, content in ((".step-00000001.old", "kept"), ("step-00000002", "new"), (".step-00000002.old", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text(content)
+    assert [path.name for path in Checkpoints(tmp_path).all()] == ["step-00000001", "step-00000002"]
+    assert (tmp_path / "step-00000001/state.json").read_text() == "kept"
+    assert (tmp_path / "step-00000002/state.json").read_text() == "new"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_state_of_another_optimizer_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ema, state = EMA(model, 0.9), TrainingState(step=1)
+    adam = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    adam.step()
+    Checkpoints(tmp_path).save(model, ema, adam, state)
+    muon = Muon([{"params": [model.weight], "muon": True}, {"params": [model.bias]}], lr=0.1, betas=(0.9, 0.99))
+    with pytest.raises(KinemaError, match="must fit the model of this training"):
+        Checkpoints(tmp_path).load_last(model, ema, muon)
