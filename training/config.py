@@ -41,6 +41,8 @@ class TrainingConfig:
     """The run's folder (default: runs/PRESET)."""
     cache_dir: Path | None = None
     """Where decoded clips and latents are kept (default: the folder `cache` of the run)."""
+    init_from: Path | None = None
+    """Start from the weights in this folder: of a tokenizer for a tokenizer, of a pipeline for a transformer."""
     resume: bool = False
     """Go on from the last checkpoint in the run's folder (from the start when there is none)."""
     seed: int = 0
@@ -152,8 +154,6 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Decode a draw from the posterior while training, not its mode."""
     init_linear: bool = False
     """Start from the best linear code (KLT) of some training batches; the linear path then stays as it is."""
-    init_from: Path | None = None
-    """Start from the weights of this tokenizer folder."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid."""
     latent_balance: float = 0.5

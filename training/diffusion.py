@@ -1,5 +1,6 @@
 """Training of a video diffusion transformer on the latents of a tokenizer, by rectified flow."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -64,9 +65,7 @@ class DiffusionTask(Task[Batch]):
         text = (
             {"text_dim": self.null_text.values.shape[-1]} if floats else {"text_vocab_size": len(self.text_tokenizer)}
         )
-        self.model: Any = VideoTransformer.from_preset(
-            config.preset, in_channels=self.vae.latent_channels, text_max_length=config.text_max_length, **text
-        )
+        self.model: Any = start_model(config, in_channels=self.vae.latent_channels, **text)
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
@@ -212,6 +211,37 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=step_generator(seed, 0, epoch, "order"))
 
 
+def start_model(config: DiffusionTrainingConfig, **arguments: int) -> VideoTransformer:
+    """What training starts from: the preset untrained, or the transformer of the pipeline in `init_from`.
+
+    Raises:
+        KinemaError: `init_from` holds no pipeline, or one whose transformer is not of the preset.
+    """
+    fresh = VideoTransformer.from_preset(config.preset, text_max_length=config.text_max_length, **arguments)
+    if config.init_from is None:
+        return fresh
+    loaded: Any = load_pipeline(config.init_from, "init_from").transformer
+    for name in (name for name in fresh.config if not name.startswith("_")):
+        given, wanted = loaded.config[name], fresh.config[name]
+        if json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
+            raise KinemaError(
+                f"`init_from` (={config.init_from}) must have `{name}` {wanted} of {config.preset}, not {given}"
+            )
+    return loaded
+
+
+def load_pipeline(folder: Path, argument: str) -> Any:
+    """The pipeline in a folder, for the setting `argument`.
+
+    Raises:
+        KinemaError: the folder holds none.
+    """
+    try:
+        return KinemaPipeline.from_pretrained(folder)
+    except KinemaError as error:
+        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a pipeline: {error}") from error
+
+
 def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) -> tuple[Any, Any, EncodeText]:
     """Text tokenizer, text model (None for a vocabulary of words) and the encoder made of them."""
     if config.text_encoder is None:
@@ -219,6 +249,13 @@ def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) ->
         if not words:
             raise KinemaError(f"`data` (={', '.join(config.data)}) must have captions")
         tokenizer = build_word_tokenizer(words)
+        if config.init_from is not None:  # its embeddings belong to its own words
+            tokenizer = load_pipeline(config.init_from, "init_from").tokenizer
+            unknown = sorted(set(words) - set(tokenizer.get_vocab()))
+            if unknown:
+                raise KinemaError(
+                    f"`init_from` (={config.init_from}) must know the words of `data`, and lacks {', '.join(unknown)}"
+                )
         return tokenizer, None, WordTextEncoder(tokenizer, config.text_max_length)
     from transformers import AutoModelForTextEncoding, AutoTokenizer
 

@@ -70,6 +70,32 @@ def test_resume_is_bit_exact(config, tmp_path, monkeypatch, num_clips):
     assert [name for name in whole if not torch.equal(whole[name], three[name])]
 
 
+def test_init_from_starts_with_the_weights_and_words_of_a_pipeline(config, tmp_path):
+    folder = train(config)
+    config = dataclasses.replace(config, init_from=folder, output=tmp_path / "second", seed=5)
+    task = DiffusionTask(config, make_accelerator(config))
+    weights = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    started = task.model.state_dict()
+    assert started.keys() == weights.keys()
+    assert not [name for name in weights if not torch.equal(weights[name], started[name])]
+    assert task.text_tokenizer.get_vocab() == KinemaPipeline.from_pretrained(folder).tokenizer.get_vocab()
+    train(config)
+
+
+def test_init_from_must_fit(config, tmp_path, tiny_tokenizer_folder):
+    with pytest.raises(KinemaError, match=r"`init_from` \(=.*\) must be the folder of a pipeline"):
+        train(dataclasses.replace(config, init_from=tiny_tokenizer_folder))
+    folder = train(config)
+    with pytest.raises(KinemaError, match=r"`init_from` .* must have `dim` 256 of toybox-s, not"):
+        train(dataclasses.replace(config, init_from=folder, preset="toybox-s", output=tmp_path / "second"))
+    words = tmp_path / "words"
+    build_word_tokenizer(["red"]).save_pretrained(words)
+    for file in words.iterdir():
+        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(KinemaError, match=r"`init_from` .*(`tokenizer`|lacks)"):
+        train(dataclasses.replace(config, init_from=folder, output=tmp_path / "third"))
+
+
 def test_result_is_a_whole_pipeline(config):
     folder = train(config)
     pipeline = KinemaPipeline.from_pretrained(folder)
