@@ -74,8 +74,8 @@ class TrainingConfig:
     """Gradients with a larger norm are scaled down to it."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are what is evaluated and saved."""
-    mixed_precision: Literal["bf16", "no"] = "bf16"
-    """Autocast type; the weights themselves stay float32."""
+    mixed_precision: Literal["auto", "bf16", "no"] = "auto"
+    """Autocast type; the weights themselves stay float32. auto: bf16 where the device computes in it, else none."""
     num_workers: int = 1
     """Threads that prepare the next batches (0: none)."""
     cpu: bool = False

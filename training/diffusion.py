@@ -52,7 +52,7 @@ class DiffusionTask(Task[Batch]):
 
     def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
-        self.autocast = accelerator.autocast
+        self.autocast, self.precision = accelerator.autocast, accelerator.mixed_precision
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
         with accelerator.main_process_first():  # it computes what is kept, the others find it
@@ -80,7 +80,7 @@ class DiffusionTask(Task[Batch]):
             "tokenizer": folder_hash(config.tokenizer),
             "text": folder_hash(config.text_encoder) if config.text_encoder else self.text_tokenizer.get_vocab(),
             "text_max_length": config.text_max_length,
-            "mixed_precision": config.mixed_precision,
+            "mixed_precision": self.precision,
             "clips": self.clips.fingerprint(),
         }
         return cached_latents(

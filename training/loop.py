@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
+from kinema.machine import computes_bf16
 from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
@@ -198,10 +199,20 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The accelerator of a run: its devices and processes come from `accelerate launch`."""
     return Accelerator(
         cpu=config.cpu,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=autocast_type(config.mixed_precision, PartialState(cpu=config.cpu).device),
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(config.run_dir)),
     )
+
+
+def autocast_type(setting: str, device: torch.device) -> str:
+    """What `mixed_precision` means on a device: bf16 or no."""
+    if setting == "auto":
+        return "bf16" if computes_bf16(device) else "no"
+    if setting == "bf16" and not computes_bf16(device):
+        # 80 times slower than float32 on a processor with AVX2 alone.
+        logger.warning("`mixed_precision` (=bf16) is emulated on this %s, and slow: 'no' is faster here", device.type)
+    return setting
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.machine import computes_bf16
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _UPDATE_RMS = 0.2
 
@@ -20,7 +22,7 @@ _UPDATE_RMS = 0.2
 def orthogonalize(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
     """About the nearest semi-orthogonal matrix: singular values end in 0.7..1.2 (a quintic Newton-Schulz iteration)."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if computes_bf16(matrix.device) else matrix.float()
     transposed = x.shape[0] > x.shape[1]
     x = x.T if transposed else x
     x = x / (x.norm() + 1e-7)

@@ -1,6 +1,11 @@
 """How kinema's programs use the machine."""
 
 import os
+import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def share_cores() -> None:
@@ -11,3 +16,16 @@ def share_cores() -> None:
     spinning and 0.4 s sleeping. The user's own setting of `OMP_WAIT_POLICY` stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def computes_bf16(device: "torch.device") -> bool:
+    """Whether a device multiplies matrices in bfloat16 itself, rather than by slow emulation."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN also says yes to AVX-512 without bfloat16
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

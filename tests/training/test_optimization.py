@@ -1,11 +1,15 @@
-"""Schedule, averaged weights, seeds."""
+"""Schedule, averaged weights, seeds, precision."""
 
 import math
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from kinema.machine import computes_bf16
+from kinema.training import loop
 from kinema.training.config import TrainingConfig
 from kinema.training.ema import EMA
 from kinema.training.loop import make_optimizer
@@ -89,3 +93,25 @@ def test_muon_is_for_the_matrices_of_blocks_only():
     adamw = make_optimizer(model, TrainingConfig(preset="x", optimizer="adamw"), torch.device("cpu"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert sum(len(group["params"]) for group in adamw.param_groups) == 4
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "no")])
+def test_precision_follows_what_the_device_computes_in(monkeypatch, native, precision):
+    monkeypatch.setattr(loop, "computes_bf16", lambda device: native)
+    assert loop.autocast_type("auto", torch.device("cpu")) == precision
+    assert loop.autocast_type("no", torch.device("cpu")) == "no"
+
+
+def test_emulated_precision_is_named_and_kept(monkeypatch, caplog):
+    monkeypatch.setattr(loop, "computes_bf16", lambda device: False)
+    assert loop.autocast_type("bf16", torch.device("cpu")) == "bf16"
+    assert "`mixed_precision` (=bf16)" in caplog.text
+
+
+def test_this_processor_multiplies_fast_in_what_it_says_to_compute_in():
+    assert computes_bf16(torch.device("meta")) is False
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file() or platform.machine() != "x86_64":
+        pytest.skip("needs the list of a processor's features")
+    words = flags.read_text().split()
+    assert computes_bf16(torch.device("cpu")) == ("avx512_bf16" in words or "amx_bf16" in words)
