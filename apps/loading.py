@@ -43,11 +43,12 @@ def load_pipeline(path: str | os.PathLike[str] | None = None, *, device: str | N
         KinemaError: The folder is missing, or a file in it is missing or wrong.
     """
     folder = model_dir(path, embedded="toybox")
+    device = pick_device(device)  # a mistake is named before the loading
 
     from kinema.generation.pipeline import KinemaPipeline
 
     pipeline: Any = _load(lambda: KinemaPipeline.from_pretrained(str(folder), local_files_only=True), "model", folder)
-    return pipeline.to(pick_device(device))
+    return pipeline.to(device)
 
 
 def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | None = None) -> "CausalVideoTokenizer":
@@ -57,6 +58,7 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | 
         KinemaError: The folder is missing, or a file in it is missing or wrong.
     """
     folder = model_dir(path, embedded="kl-4x8x8-c16", name="tokenizer")
+    device = pick_device(device)
 
     from kinema.generation.loading import check_weights
     from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
@@ -67,7 +69,7 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | 
         return model
 
     tokenizer: Any = _load(load, "tokenizer", folder)
-    return tokenizer.to(pick_device(device)).eval()
+    return tokenizer.to(device).eval()
 
 
 def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:

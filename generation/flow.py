@@ -37,13 +37,6 @@ def velocity_target(clean: Float[Tensor, "b z t h w"], noise: Float[Tensor, "b z
     return noise - clean
 
 
-def clean_from_velocity(
-    noisy: Float[Tensor, "b z t h w"], velocity: Float[Tensor, "b z t h w"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b z t h w"]:
-    """The clean latents that a velocity at time t points to: x_t - t v."""
-    return noisy - _per_row(t, noisy) * velocity
-
-
 def shift_timesteps(t: Float[Tensor, "*shape"], shift: float) -> Float[Tensor, "*shape"]:
     """Moves times towards noise: s t / (1 + (s - 1) t) (Stable Diffusion 3, arXiv:2403.03206, eq. 23).
 

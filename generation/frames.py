@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.errors import KinemaError
+from kinema.video import opaque
 
 OutputType = Literal["pt", "np", "pil", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = ("pt", "np", "pil", "latent")
@@ -23,7 +24,8 @@ def image_tensor(image: Image, height: int, width: int) -> Float[Tensor, "1 3 1 
     """Makes a one-frame clip of an image; resized to cover the wanted size and cropped at the centre.
 
     Args:
-        image: a PIL image; an array (h, w, 3), uint8 or float in [0, 1]; or a tensor (3, h, w) in [0, 1].
+        image: a PIL image (what is transparent becomes white); an array (h, w, 3), uint8 or float in [0, 1]; or a
+            tensor (3, h, w) in [0, 1].
         height: wanted height.
         width: wanted width. An image of the wanted size is not resampled.
 
@@ -48,7 +50,7 @@ def image_tensor(image: Image, height: int, width: int) -> Float[Tensor, "1 3 1 
 def _to_unit_range(image: Any) -> Tensor:
     """Any accepted image as float (c, h, w) in [0, 1]."""
     if isinstance(image, PIL.Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(opaque(image))
     if isinstance(image, np.ndarray):
         if image.ndim != 3:
             raise KinemaError(f"`image` (an array of shape {image.shape}) must have the axes height, width, channel")

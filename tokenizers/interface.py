@@ -64,6 +64,10 @@ class VideoTokenizer(Protocol):
 
     def reconstruct(self, video: Tensor) -> Tensor: ...
 
+    def normalize(self, latents: Tensor) -> Tensor: ...
+
+    def denormalize(self, latents: Tensor) -> Tensor: ...
+
 
 def latent_shape(num_frames: int, height: int, width: int, ct: int, cs: int) -> tuple[int, int, int]:
     """The latent grid ``(t', h', w')`` that holds a clip of the given size.

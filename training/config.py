@@ -201,6 +201,8 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Shift of the timesteps towards noise (None: from the number of tokens)."""
     uniform_fraction: float = 0.1
     """Share of the timesteps drawn uniformly; the others are logit-normal."""
+    loss_weighting: Literal["uniform", "min-snr"] = "uniform"
+    """Weight of the velocity's error over time."""
     image_probability: float = 0.25
     """Share of the clips whose first latent step is given, which trains image-to-video."""
     image_noise: float = 0.05

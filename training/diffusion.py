@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
-from kinema.generation.flow import flow_loss, sample_timesteps, shift_for_tokens
+from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import (
     TextFeatures,
@@ -120,18 +120,26 @@ class DiffusionTask(Task[Batch]):
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         dropped = torch.rand(len(clean), generator=generator, device=clean.device) < config.text_drop
         text = TextFeatures(batch["text"], batch["mask"]).drop(dropped, self.null_text.to(clean.device))
-        return self._flow_loss(model, clean, noise, t, conditioning, text), {}
+        weight = loss_weight(t, config.loss_weighting)
+        return self._flow_loss(model, clean, noise, t, conditioning, text, weight), {}
 
     def _clean_latents(self, batch: Batch) -> Tensor:
         latents = batch["latents"] if "latents" in batch else self._encode(batch["video"])
         return self.vae.normalize(latents.float())
 
     def _flow_loss(
-        self, model: Any, clean: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning, text: TextFeatures
+        self,
+        model: Any,
+        clean: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        text: TextFeatures,
+        weight: Tensor | None = None,
     ) -> Tensor:
         inputs = flow_inputs(clean, noise, t, conditioning, self.model.patch_size)
         prediction = model(inputs.hidden_states, inputs.timestep, text.values, text.mask).sample
-        return flow_loss(prediction, inputs.target, inputs.wanted)
+        return flow_loss(prediction, inputs.target, inputs.wanted, weight)
 
     def _validation_batch(self) -> Batch | None:
         clips = CaptionedClips(self.config, "validation")

@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
-    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; more are slower and finer")
-    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="how strictly the prompt is followed")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps (30); more are slower and finer")
+    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="how strictly the prompt is followed (6)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
     parser.add_argument("--fps", type=float, help="frames a second in the file; else the model's own")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
@@ -171,11 +171,12 @@ def read_prompts(path: str) -> list[str]:
     """
     check_input_file(path, "prompts")
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig").rstrip()
     except UnicodeDecodeError as error:
         raise KinemaError(f"`prompts` (={path!r}) must be a text file in UTF-8") from error
-    if not lines:
+    if not text:
         raise KinemaError(f"`prompts` (={path!r}) must have a prompt in it")
+    lines = text.split("\n")  # splitlines() would also break at characters that editors show within a line
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise KinemaError(f"`prompts` (={path!r}) must have a prompt on each line, and line {number} is empty")

@@ -285,12 +285,18 @@ def read_image(path: str | os.PathLike[str], *, name: str = "path") -> UInt8[Ten
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits a pixel, which PIL would cut off at 255
                 upright = Image.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
-            upright = upright.convert("RGBA")
+            upright = opaque(upright)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise KinemaError(f"`{name}` (={str(path)!r}) must be a picture, complete and readable") from error
-    white = Image.new("RGBA", upright.size, "white")
-    white.alpha_composite(upright)
-    return torch.from_numpy(np.array(white.convert("RGB")))
+    return torch.from_numpy(np.array(upright))
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """A picture in RGB on white: what lies under transparent pixels is chance."""
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    return white.convert("RGB")
 
 
 def write_image(path: str | os.PathLike[str], image: Image.Image, *, overwrite: bool = False) -> None:

@@ -49,3 +49,8 @@ def test_output_types_agree():
     torch.testing.assert_close(tensor, (video.clamp(-1, 1) / 2 + 0.5).transpose(1, 2))
     np.testing.assert_allclose(array, tensor.permute(0, 1, 3, 4, 2).numpy())
     np.testing.assert_allclose(np.asarray(images[1][3]), array[1, 3] * 255, atol=0.501)
+
+
+def test_what_is_transparent_becomes_white():
+    picture = PIL.Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    assert torch.equal(image_tensor(picture, 4, 4), torch.ones(1, 3, 1, 4, 4))

@@ -132,7 +132,7 @@ def test_articles():
     assert [with_article(noun) for noun in ("owl", "unicorn", "umbrella", "ufo", "red car", "elephant")] == [
         "an owl", "a unicorn", "an umbrella", "a ufo", "a red car", "an elephant",
     ]  # fmt: skip
-    assert split_words("A red-hot car, drives!  Über 3 sea") == ["a", "red", "hot", "car", "drives", "über", "sea"]
+    assert split_words("A red-hot car, drives!  Über 3 sea") == ["a", "red", "hot", "car", "drives", "über", "3", "sea"]
 
 
 def test_default_objects():

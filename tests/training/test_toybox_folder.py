@@ -185,6 +185,16 @@ def test_clips_are_written_with_captions_and_ground_truth(tmp_path):
         assert torch.equal(video.frames, to_uint8(batch.video[number]))
 
 
+def test_clips_of_an_earlier_call_do_not_stay_without_captions(tmp_path):
+    small = dict(num_frames=1, height=16, width=16)
+    render_to_folder(tmp_path, 3, **small)
+    (tmp_path / "00009.mp4").write_text("not from here")
+    render_to_folder(tmp_path, 2, **small, overwrite=True)
+    assert sorted(file.name for file in tmp_path.glob("*.mp4")) == ["00000.mp4", "00001.mp4", "00009.mp4"]
+    render_to_folder(tmp_path, 1, first=7, **small, overwrite=True)
+    assert sorted(file.name for file in tmp_path.glob("*.mp4")) == ["00007.mp4", "00009.mp4"]
+
+
 def test_folders_with_files_are_kept(tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -96,6 +96,14 @@ def test_init_from_must_fit(config, tmp_path, tiny_tokenizer_folder):
         train(dataclasses.replace(config, init_from=folder, output=tmp_path / "third"))
 
 
+def test_loss_weighting_changes_the_training(config, tmp_path):
+    plain = train(dataclasses.replace(config, num_steps=2, output=tmp_path / "plain"))
+    weighted = train(dataclasses.replace(config, num_steps=2, output=tmp_path / "w", loss_weighting="min-snr"))
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    first, second = load_file(plain / name), load_file(weighted / name)
+    assert [key for key in first if not torch.equal(first[key], second[key])]
+
+
 def test_result_is_a_whole_pipeline(config):
     folder = train(config)
     pipeline = KinemaPipeline.from_pretrained(folder)

@@ -51,8 +51,8 @@ _LEADING_PLACE, _ADJECTIVE = 0.15, 0.25  # how often the place comes first, and 
 
 
 def split_words(text: str) -> list[str]:
-    """The lower-case words of a text: whatever stands between non-letters."""
-    return re.findall(r"[^\W\d_]+", text.lower())
+    """The lower-case words of a text: runs of letters and digits."""
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def with_article(noun: str) -> str:

@@ -1,6 +1,7 @@
 """Toybox clips as files: what a data set of videos with captions looks like on disk."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def render_to_folder(
         first: Number of the first clip in the world, and of the first file.
         fps: Frames a second.
         lossless: Whether the files keep every pixel.
-        overwrite: Whether files of the same names may be replaced.
+        overwrite: Whether files of the same names may be replaced; clips of an earlier call go.
 
     Returns:
         The folder.
@@ -103,6 +104,7 @@ def render_to_folder(
         num_objects=num_objects,
         cameras=cameras,
     )
+    earlier = _written(Path(out))
     with (
         new_folder(out, name="out", overwrite=overwrite) as folder,
         (folder / CAPTIONS).open("w", encoding="utf-8") as captions,
@@ -119,4 +121,16 @@ def render_to_folder(
                 record = {"file": file, "caption": caption}
                 captions.write(json.dumps(record, ensure_ascii=False) + "\n")
                 truths.write(json.dumps({**record, "spec": spec.to_dict(), **truth}, ensure_ascii=False) + "\n")
+    for file in earlier - _written(Path(out)):  # else they would be clips without a caption
+        (Path(out) / file).unlink(missing_ok=True)
     return Path(out)
+
+
+def _written(folder: Path) -> set[str]:
+    """The clips in a folder that `render_to_folder` wrote there."""
+    try:
+        lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")
+        names = {json.loads(line)["file"] for line in lines if line}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        return set()
+    return {name for name in names if isinstance(name, str) and re.fullmatch(r"\d{5,}\.mp4", name)}
