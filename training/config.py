@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kinema.errors import KinemaError
+from kinema.files import atomic_path
 
 VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
 """The clips that the embedded tokenizer was not trained on."""
@@ -264,7 +265,8 @@ def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
 
 def save_config(config: Any, path: Path) -> None:
     """Writes the configuration as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def _require(config: Any, name: str, holds: bool, constraint: str) -> None:

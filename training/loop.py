@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import sys
 import threading
@@ -121,7 +122,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             if due[0] and accelerator.is_main_process:
                 state.metrics = task.evaluate(ema.model)
                 state.score = state.metrics.get("score")
-                improved = state.score is not None and (state.best_score is None or state.score > state.best_score)
+                improved = is_better(state.score, state.best_score)
                 state.best_score = state.score if improved else state.best_score
                 accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
                 logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
@@ -203,6 +204,11 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(config.run_dir)),
     )
+
+
+def is_better(score: float | None, best: float | None) -> bool:
+    """Whether a score (higher is better) is the best so far; one that is no finite number never is."""
+    return score is not None and math.isfinite(score) and (best is None or score > best)
 
 
 def autocast_type(setting: str, device: torch.device) -> str:

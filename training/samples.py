@@ -11,6 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from kinema.files import atomic_path
 from kinema.video import contact_sheet
 
 _GAP = 4
@@ -34,11 +35,12 @@ def save_samples(samples: Samples, folder: Path, step: int, writer: Any) -> None
         step: of the training.
         writer: TensorBoard's `SummaryWriter`.
     """
-    folder.mkdir(exist_ok=True)
     sheet = contact_sheet(samples.clips, samples.labels)
-    sheet.save(folder / f"step-{step:08d}.png")
+    with atomic_path(folder / f"step-{step:08d}.png") as file:
+        sheet.save(file)
     animation = animate(samples.clips)
-    (folder / f"step-{step:08d}.gif").write_bytes(animation)
+    with atomic_path(folder / f"step-{step:08d}.gif") as file:
+        file.write_bytes(animation)
     writer.add_image("samples/frames", pil_to_tensor(sheet), step)
     # TensorBoard plays a GIF that comes as an encoded image; `add_video` would want one more package for the same.
     image = Summary.Image(encoded_image_string=animation, colorspace=3)

@@ -115,3 +115,12 @@ def test_this_processor_multiplies_fast_in_what_it_says_to_compute_in():
         pytest.skip("needs the list of a processor's features")
     words = flags.read_text().split()
     assert computes_bf16(torch.device("cpu")) == ("avx512_bf16" in words or "amx_bf16" in words)
+
+
+def test_best_score():
+    assert loop.is_better(-1.0, None)
+    assert loop.is_better(2.0, 1.0)
+    assert not loop.is_better(1.0, 1.0)
+    assert not loop.is_better(None, 1.0)
+    assert not loop.is_better(math.nan, None)
+    assert not loop.is_better(math.inf, 1.0)
