@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "kinema.apps.commands.train",
     "toybox": "kinema.apps.commands.toybox",
     "eval": "kinema.apps.commands.evaluate",
+    "weights": "kinema.apps.commands.weights",
     "app": "kinema.apps.commands.app",
     "info": "kinema.apps.commands.info",
 }

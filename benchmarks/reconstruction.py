@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from kinema import CausalVideoTokenizer
+from kinema.eval.frames.psnr import clip_psnr
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
 from kinema.training.data.clips import centre_clips, list_videos
-from kinema.training.losses.reconstruction import psnr
 from kinema.weights import embedded_dir
 
 
@@ -56,7 +56,8 @@ def main() -> None:
 
     rows: dict[str, tuple[float, float]] = {}
     for name in sorted(n for n in clips if n.startswith(held_out)):
-        values = [torch.cat([psnr(m.reconstruct(c[None]), c[None]) for c in clips[name]]) for m in (tokenizer, code)]
+        codes = (tokenizer, code)
+        values = [torch.cat([clip_psnr(c[None], m.reconstruct(c[None])) for c in clips[name]]) for m in codes]
         rows[name] = values[0].mean().item(), values[1].mean().item()
     mean = [sum(row[i] for row in rows.values()) / len(rows) for i in (0, 1)]
 

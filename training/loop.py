@@ -198,9 +198,11 @@ def log_changes(config: TrainingConfig, path: Path) -> None:
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The accelerator of a run: its devices and processes come from `accelerate launch`."""
+    device = PartialState(cpu=config.cpu).device
+    assert device is not None
     return Accelerator(
         cpu=config.cpu,
-        mixed_precision=autocast_type(config.mixed_precision, PartialState(cpu=config.cpu).device),
+        mixed_precision=autocast_type(config.mixed_precision, device),
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(config.run_dir)),
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kinema.errors import KinemaError
+from kinema.eval.frames.psnr import clip_psnr
 from kinema.generation.loading import check_weights, one_line, quiet_loading
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import PRESETS
@@ -20,7 +22,7 @@ from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latent_statistics import measure_latents
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
-from kinema.training.losses.reconstruction import charbonnier, l1, mse, psnr
+from kinema.training.losses.reconstruction import charbonnier, l1, mse
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.video import to_uint8
@@ -82,7 +84,7 @@ class TokenizerTask(Task[Tensor]):
         tokenizer: Any = model
         scores: dict[str, float] = {}
         for name, clips in self.validation.items():
-            each = [psnr(tokenizer.reconstruct(c[None].to(tokenizer.device)).float().cpu(), c[None]) for c in clips]
+            each = [clip_psnr(c[None], tokenizer.reconstruct(c[None].to(tokenizer.device)).cpu()) for c in clips]
             scores[name] = float(torch.cat(each).mean())
         if not scores:
             return {}
@@ -99,7 +101,7 @@ class TokenizerTask(Task[Tensor]):
         for clip in clips:
             reconstruction = tokenizer.reconstruct(clip[None].to(tokenizer.device)).float().cpu()
             rows += [to_uint8(clip), to_uint8(reconstruction[0])]
-            labels += ["input", f"reconstruction, {float(psnr(reconstruction, clip[None])):.2f} dB"]
+            labels += ["input", f"reconstruction, {float(clip_psnr(clip[None], reconstruction)):.2f} dB"]
         return Samples(rows, labels)
 
     @torch.no_grad()
@@ -149,11 +151,19 @@ def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> CausalVi
     return tokenizer
 
 
-def make_lpips(device: torch.device) -> Any:
-    """LPIPS (Zhang et al. 2018) of clips, frame by frame; fetches the weights of a VGG network once."""
-    import lpips
+def make_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS (Zhang et al. 2018) of clips, frame by frame, on VGG; fetches its weights once.
 
-    network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+    Returns:
+        From a reconstruction and the video, `b c t h w` in [-1, 1], to the mean over frames; frames narrower than 64
+        pixels are doubled, since the backbone halves them four times.
+
+    Raises:
+        KinemaError: The weights cannot be had.
+    """
+    from kinema.eval.networks.lpips import load_lpips
+
+    network = load_lpips("vgg").to(device)
 
     def distance(reconstruction: Tensor, video: Tensor) -> Tensor:
         frames = [x.transpose(1, 2).flatten(0, 1) for x in (reconstruction, video)]

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked, load the model, make the clips."""
-    _check_numbers(arguments)
+    check_numbers(arguments)
     jobs = plan_jobs(arguments)
     if arguments.image is not None:
         check_input_file(arguments.image, "image")
@@ -194,7 +194,8 @@ def slug(prompt: str) -> str:
     return name or "clip"
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` where a number that was given is out of range."""
     for name in ("num_frames", "height", "width", "num_steps"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -5,7 +5,6 @@ PSNR and SSIM compare the frames that come back with those of the input, before 
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -53,24 +52,25 @@ class Scores:
 
     def add(self, wanted: "Tensor", got: "Tensor") -> None:
         """Count frames, uint8 `(t, h, w, 3)`."""
-        from torchmetrics.functional.image import structural_similarity_index_measure
+        from kinema.eval.frames.ssim import MIN_SIDE, ssim
 
-        a, b = wanted.permute(0, 3, 1, 2).float(), got.permute(0, 3, 1, 2).float()
-        self.num_frames += len(a)
-        self.num_values += a.numel()
-        self.squared_error += float(((a - b) ** 2).double().sum())
-        # The measure's window is 11 pixels wide.
-        self.ssim_defined = min(a.shape[-2:]) >= 11
+        self.num_frames += len(wanted)
+        self.num_values += wanted.numel()
+        self.squared_error += float(((wanted.float() - got.float()) ** 2).double().sum())
+        self.ssim_defined = min(wanted.shape[1:3]) >= MIN_SIDE
         if self.ssim_defined:
-            for x, y in zip(a, b, strict=True):
-                value: Any = structural_similarity_index_measure(x[None], y[None], data_range=255.0)
-                self.ssim += float(value)
+            a, b = (frames.permute(3, 0, 1, 2)[None] for frames in (wanted, got))
+            self.ssim += float(ssim(a, b).double().sum())
 
     def summary(self) -> dict[str, Any]:
         """PSNR in dB of the whole clip (None: exact), mean SSIM of the frames (None: too small for it), counts."""
-        error = self.squared_error / self.num_values
+        import torch
+
+        from kinema.eval.frames.psnr import decibels
+
+        error = torch.tensor(self.squared_error / self.num_values, dtype=torch.float64)
         return {
-            "psnr": 10 * math.log10(255**2 / error) if error else None,
+            "psnr": float(decibels(error, peak=255.0)) if error else None,
             "ssim": self.ssim / self.num_frames if self.ssim_defined else None,
             "num_frames": self.num_frames,
             "video_values": self.num_values,

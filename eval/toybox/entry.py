@@ -1,13 +1,10 @@
-"""The arguments of `kinema eval toybox`, and what it does with them."""
+"""The settings of `kinema eval toybox`, and what it does with them."""
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
 from kinema.files import check_other_file, check_output_file
@@ -47,19 +44,16 @@ class Settings:
     num_prompts: int = 200
     json: Path | None = None
     contact_sheet: Path | None = None
-    image: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    image: bool = False
     num_steps: int | None = None
     guidance_scale: float | None = None
     seed: int = 0
     batch_size: int = 8
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: bool = False
 
 
-def main(argv: Sequence[str] | None = None) -> "ToyboxReport":
-    """Measures as the command line says, and writes the files that it asks for.
-
-    Args:
-        argv: The arguments after `kinema eval toybox`; None takes the process's own.
+def run(settings: Settings) -> "ToyboxReport":
+    """Measures, and writes the files that the settings name.
 
     Returns:
         The report; `.table()` is its text.
@@ -67,12 +61,6 @@ def main(argv: Sequence[str] | None = None) -> "ToyboxReport":
     Raises:
         KinemaError: A value is not allowed, the model or the sprites are missing, or a file exists.
     """
-    arguments = None if argv is None else list(argv)
-    return run(tyro.cli(Settings, prog="kinema eval toybox", args=arguments))
-
-
-def run(settings: Settings) -> "ToyboxReport":
-    """Measures, and writes the files that the settings name; errors as of `main`."""
     for name, path in (("--json", settings.json), ("--contact-sheet", settings.contact_sheet)):
         if path is not None:
             check_output_file(path, overwrite=settings.overwrite, name=name)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
+from kinema.eval.frames.psnr import decibels
 from kinema.eval.toybox.oracle import Decision, Oracle
 from kinema.eval.toybox.report import ToyboxReport, Truth, chance_of, check_oracle, fractions, share_of_all
 from kinema.files import check_output_file
@@ -230,7 +231,7 @@ def _compare_first_frames(
     """PSNR in dB and largest difference in [0, 1] of each clip's first frame to the given one, reconstructed alone."""
     wanted = _reconstruct(vae, real[:, :, :1].clamp(-1, 1))
     difference = ((generated[:, :, :1] - wanted) / 2).flatten(1)
-    psnr = (-10 * difference.square().mean(1).log10()).clamp_max(_LARGEST_PSNR)
+    psnr = decibels(difference.square().mean(1), peak=1.0, ceiling=_LARGEST_PSNR)
     return list(zip(psnr.tolist(), difference.abs().amax(1).tolist(), strict=True))
 
 

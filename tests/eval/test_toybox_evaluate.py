@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from kinema.errors import KinemaError
-from kinema.eval.toybox import Sampling, evaluate, main, write_report
+from kinema.eval.toybox import Sampling, Settings, evaluate, run, write_report
 from kinema.eval.toybox.report import chance_of, check_oracle, fractions
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
@@ -158,12 +158,18 @@ def test_chance_is_agreement_of_different_prompts():
 
 def test_command_measures_a_model_in_a_folder(pipeline_folder, tmp_path, caplog):
     path, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
-    arguments = [
-        "--model", str(pipeline_folder), "--num-prompts", "2", "--num-steps", "2", "--batch-size", "2", "--image",
-        "--json", str(path), "--contact-sheet", str(sheet), "--guidance-scale", "2.5",
-    ]  # fmt: skip
+    settings = Settings(
+        model=pipeline_folder,
+        num_prompts=2,
+        num_steps=2,
+        batch_size=2,
+        image=True,
+        json=path,
+        contact_sheet=sheet,
+        guidance_scale=2.5,
+    )
     with caplog.at_level(logging.WARNING, logger="kinema"):
-        found = main(arguments)
+        found = run(settings)
     written = json.loads(path.read_text())
     assert sheet.is_file()
     assert (written["model"], written["num_steps"], written["guidance_scale"]) == ("tiny", 2, 2.5)
@@ -174,32 +180,28 @@ def test_command_measures_a_model_in_a_folder(pipeline_folder, tmp_path, caplog)
     assert found.first_frame_max_difference < 1e-4
     before = path.read_bytes()
     with pytest.raises(KinemaError, match=r"report\.json"):
-        main(arguments)
+        run(settings)
     assert path.read_bytes() == before
 
 
 def test_sprites_are_asked_for(pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.delenv("KINEMA_SPRITES", raising=False)
     with pytest.raises(KinemaError, match=r"sprites\.json"):
-        main(["--model", str(pipeline_folder), "--sprites", str(tmp_path)])
+        run(Settings(model=pipeline_folder, sprites=tmp_path))
     monkeypatch.setenv("KINEMA_SPRITES", str(tmp_path / "nowhere"))
     with pytest.raises(KinemaError, match="nowhere"):
-        main(["--model", str(pipeline_folder)])
+        run(Settings(model=pipeline_folder))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--num-prompts", "1"], "num_prompts"),
-        (["--batch-size", "0"], "batch_size"),
-        (["--num-steps", "0"], "num_steps"),
-    ],
+    ("name", "value"),
+    [("num_prompts", 1), ("batch_size", 0), ("num_steps", 0)],
 )
-def test_wrong_numbers_are_named(pipeline_folder, arguments, named):
-    with pytest.raises(KinemaError, match=named):
-        main(["--model", str(pipeline_folder), "--num-prompts", "2", *arguments])
+def test_wrong_numbers_are_named(pipeline_folder, name, value):
+    with pytest.raises(KinemaError, match=name):
+        run(Settings(model=pipeline_folder, **{"num_prompts": 2, name: value}))
 
 
 def test_missing_models_are_named(tmp_path):
     with pytest.raises(KinemaError, match="`model`"):
-        main(["--model", str(tmp_path / "none")])
+        run(Settings(model=tmp_path / "none"))

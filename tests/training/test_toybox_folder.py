@@ -186,7 +186,7 @@ def test_clips_are_written_with_captions_and_ground_truth(tmp_path):
 
 
 def test_clips_of_an_earlier_call_do_not_stay_without_captions(tmp_path):
-    small = dict(num_frames=1, height=16, width=16)
+    small: Any = dict(num_frames=1, height=16, width=16)
     render_to_folder(tmp_path, 3, **small)
     (tmp_path / "00009.mp4").write_text("not from here")
     render_to_folder(tmp_path, 2, **small, overwrite=True)

@@ -1,6 +1,5 @@
 """How far a reconstruction is from its clip. Pixels are in [-1, 1]."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,12 +19,3 @@ def charbonnier(
 ) -> Float[Tensor, ""]:
     """Mean of sqrt(d^2 + epsilon^2) - epsilon: squared near zero, absolute far from it (Charbonnier et al. 1994)."""
     return ((reconstruction - video).square() + epsilon**2).sqrt().mean() - epsilon
-
-
-def psnr(reconstruction: Float[Tensor, "b c t h w"], video: Float[Tensor, "b c t h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio in dB of each clip, from its mean squared error over all pixels and frames.
-
-    Values outside [-1, 1] are clamped, as writing a file does. Equal clips give 100 dB.
-    """
-    error = (reconstruction.float().clamp(-1, 1) - video.float()).square().mean(dim=(1, 2, 3, 4))
-    return 10 * torch.log10(4 / error.clamp_min(4e-10))

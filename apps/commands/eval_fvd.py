@@ -1,0 +1,233 @@
+"""Fréchet Video Distance between two folders of clips, with the protocol that it depends on.
+
+REAL and FAKE are folders of video files, of folders of frames, or of tensors (.npy, .safetensors); names need not pair.
+REAL may also be a file of statistics that was saved by `--save-statistics`.
+`accelerate launch -m kinema eval fvd ...` shares the work among processes, with the same result.
+"""
+
+import argparse
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinema.apps.commands.eval_common import (
+    Outcome,
+    Processes,
+    add_output_arguments,
+    add_reading_arguments,
+    check_at_least,
+    check_outputs,
+    fetch_in_turn,
+    processes,
+    publish,
+)
+from kinema.errors import KinemaError
+from kinema.files import check_input_file, check_output_file
+
+if TYPE_CHECKING:
+    from kinema.eval.clips import ClipFile, ReadableClips
+    from kinema.eval.fvd import FVDResult, Protocol, ReferenceStatistics, VideoFeatures
+    from kinema.eval.report import Clips
+
+HELP = "Fréchet Video Distance of two folders of clips, with its protocol"
+
+_SHOWN = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.set_defaults(run=run)
+    parser.add_argument("real", metavar="REAL", help="a folder of real clips, or a file of their statistics")
+    parser.add_argument("fake", metavar="FAKE", help="a folder of generated clips")
+    add_protocol_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="windows at once (%(default)s)")
+    parser.add_argument("--weights", metavar="FILE", help="I3D weights; else those of `kinema weights fetch i3d`")
+    parser.add_argument(
+        "--metrics",
+        nargs="*",
+        metavar="NAME",
+        help="scores on the same features besides FVD: kvd mmd precision recall density coverage inception_score (all);"
+        " without any, memory does not grow with the number of clips",
+    )
+    parser.add_argument(
+        "--statistics-dir",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="keep REAL's statistics in this folder, or else in kinema's cache, and use them again",
+    )
+    parser.add_argument("--save-statistics", metavar="FILE", help="write REAL's statistics to a .safetensors file")
+    add_output_arguments(parser)
+    add_reading_arguments(parser)
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the protocol of FVD and what can be changed in it."""
+    parser.add_argument(
+        "--protocol",
+        default="styleganv",
+        metavar="NAME",
+        help="styleganv, styleganv-128f, videogpt, cd-fvd, vidtok or common-metrics (%(default)s)",
+    )
+    parser.add_argument("--num-frames", type=int, metavar="N", help="frames of a window; else the protocol's")
+    parser.add_argument("--stride", type=int, metavar="N", help="from one frame of a window to the next; likewise")
+    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="size before the network's own; likewise")
+    parser.add_argument("--clips-per-video", type=int, metavar="N", help="windows of a video; likewise")
+    parser.add_argument("--seed", type=int, metavar="N", help="of windows at random places; likewise")
+
+
+def make_protocol(arguments: argparse.Namespace) -> "Protocol":
+    """The protocol that was asked for.
+
+    Raises:
+        KinemaError: No such protocol, or a value that it cannot have.
+    """
+    from kinema.eval.fvd import find_protocol
+
+    names = ("num_frames", "stride", "resolution", "clips_per_video", "seed")
+    return find_protocol(arguments.protocol).changed(**{name: getattr(arguments, name) for name in names})
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, measure, report."""
+    check(arguments)
+    with processes(arguments.device) as state:
+        outcome = measure(arguments, state)
+        if state.is_main:
+            publish(outcome, arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` over a mistake that shows before the work."""
+    check_at_least(arguments, {"num_frames": 9, "stride": 1, "resolution": 1, "clips_per_video": 0, "batch_size": 1})
+    check_outputs(arguments, {"real": arguments.real, "--weights": arguments.weights})
+    if arguments.weights is not None:
+        check_input_file(arguments.weights, "--weights")
+    if arguments.save_statistics is not None:
+        _check_statistics(arguments)
+
+
+def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
+    """What `run` reports."""
+    from kinema.eval.clips import list_clips
+    from kinema.eval.fvd import EXTRAS, VideoFeatures, evaluate_fvd
+
+    extra = EXTRAS if arguments.metrics is None else tuple(dict.fromkeys(arguments.metrics))
+    for name in extra:
+        if name not in EXTRAS:
+            raise KinemaError(f"`--metrics` (={name!r}) must be of {', '.join(EXTRAS)}")
+    protocol = make_protocol(arguments)
+    saved = None if Path(arguments.real).is_dir() else _load_statistics(arguments.real)
+    real = [] if saved is not None else list_clips(arguments.real, argument="real")
+    fake = list_clips(arguments.fake, argument="fake")
+    if arguments.weights is None:
+        fetch_in_turn(state, "i3d")
+    features = VideoFeatures(protocol, weights=arguments.weights, device=state.device, batch_size=arguments.batch_size)
+    real_clips = state.clips(real, arguments, "real")
+    fake_clips = state.clips(fake, arguments, "fake")
+    reference = saved or _reference(arguments, real_clips, features, state)
+    result = evaluate_fvd(reference or real_clips, fake_clips, features=features, extra=extra)
+    outcome = Outcome("Fréchet Video Distance", describe(result), result.as_dict())
+    for side, clips in (("real", real_clips), ("fake", fake_clips)):
+        outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
+    if arguments.html is not None and state.is_main:
+        from kinema.eval.report.sections import fvd_headline, fvd_section
+
+        rows = (
+            show_clips("Real clips", real, real_clips.unreadable),
+            show_clips("Generated clips", fake, fake_clips.unreadable),
+        )
+        outcome.headline = fvd_headline(result)
+        outcome.sections = [fvd_section(result, clips=[row for row in rows if row is not None])]
+        outcome.notes = list(result.notes)
+    return outcome
+
+
+def _check_statistics(arguments: argparse.Namespace) -> None:
+    path = arguments.save_statistics
+    if Path(path).suffix != ".safetensors":
+        raise KinemaError(f"`--save-statistics` (={path!r}) must end in .safetensors")
+    if not Path(arguments.real).is_dir():
+        raise KinemaError(f"`--save-statistics` (={path!r}) must go with a folder of clips as REAL")
+    check_output_file(path, overwrite=arguments.overwrite, name="--save-statistics")
+
+
+def _load_statistics(path: str) -> "ReferenceStatistics":
+    from kinema.eval.fvd import ReferenceStatistics
+
+    if not Path(path).exists():
+        raise KinemaError(f"`real` (={path!r}) must be a folder of clips or a file of statistics, and there is none")
+    return ReferenceStatistics.load(Path(path))
+
+
+def _reference(
+    arguments: argparse.Namespace, clips: "ReadableClips", features: "VideoFeatures", state: Processes
+) -> "ReferenceStatistics | None":
+    """Statistics of the real clips, where they are to be kept: those found, or new ones, which are saved."""
+    if arguments.statistics_dir is None and arguments.save_statistics is None:
+        return None
+
+    from kinema.eval.fvd import ReferenceStatistics, hash_of_network, reference_statistics, statistics_path
+
+    content = content_of(list(clips.clips))
+    kept = None
+    if arguments.statistics_dir is not None:
+        folder = Path(arguments.statistics_dir) if arguments.statistics_dir else None
+        kept = statistics_path(content, features.protocol, hash_of_network(features.network), folder)
+    if kept is not None and kept.is_file():
+        statistics = ReferenceStatistics.load(kept)
+    else:
+        statistics = reference_statistics(clips, content, features)
+        if kept is not None and state.is_main:
+            statistics.save(kept)
+    if arguments.save_statistics is not None and state.is_main:
+        statistics.save(Path(arguments.save_statistics))
+    return statistics
+
+
+def content_of(clips: "list[ClipFile]") -> str:
+    """Hash of all clips: their names and what is in their files."""
+    import hashlib
+
+    from kinema.eval.fvd import content_key
+
+    total = hashlib.blake2b(digest_size=16)
+    for clip in clips:
+        files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
+        key = content_key(file for file in files if file.is_file())
+        total.update(f"{clip.name}\0{key}\0".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def describe(result: "FVDResult") -> list[str]:
+    """The result as lines of text: the value, the other scores, the protocol, and what must be known."""
+    lines = [str(result)]
+    scores = [f"{name} {value:.4g}" for name, value in result.scores.items() if value is not None]
+    if scores:
+        lines.append(", ".join(scores))
+    protocol, network = result.protocol, result.protocol.network
+    sizes = "" if protocol.dataset is None else f"{_resize(protocol.dataset)}, then "
+    lines.append(
+        f"protocol {protocol.name}: windows {protocol.position}, {sizes}{_resize(network)}, "
+        f"covariance {protocol.covariance}, seed {protocol.seed}, weights {result.weights}"
+    )
+    return lines
+
+
+def _resize(resize: object) -> str:
+    kind = "antialiased" if getattr(resize, "antialias", False) else "not antialiased"
+    return f"{getattr(resize, 'mode', '')} to {getattr(resize, 'size', '')} ({kind})"
+
+
+def show_clips(title: str, clips: "list[ClipFile]", skipped: Collection[str]) -> "Clips | None":
+    """Some of the clips, evenly chosen, side by side; None where there are none."""
+    from kinema.eval.clips import read_clip, read_fps
+    from kinema.eval.report.media import MOST_FRAMES, side_by_side
+
+    readable = [clip for clip in clips if clip.name not in skipped]
+    if not readable:
+        return None
+    step = max(1, len(readable) // _SHOWN)
+    chosen = readable[::step][:_SHOWN]
+    frames = [read_clip(clip, num_frames=MOST_FRAMES) for clip in chosen]
+    return side_by_side(frames, [clip.name for clip in chosen], title, fps=read_fps(chosen[0]))

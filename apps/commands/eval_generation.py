@@ -1,0 +1,297 @@
+"""How well generated clips match their prompts, and how they move; against real clips, STREAM and FVD too.
+
+A model makes the clips (`--prompts FILE`, a prompt a line), or they are there already (`--clips DIR --prompts FILE`:
+the first clip by name is the first line's).
+`accelerate launch -m kinema eval generation ...` shares the work among processes, with the same result.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.apps.commands.eval_common import (
+    Outcome,
+    Processes,
+    add_output_arguments,
+    add_reading_arguments,
+    check_outputs,
+    fetch_in_turn,
+    processes,
+    publish,
+)
+from kinema.apps.commands.generate import check_numbers, given_options, read_prompts
+from kinema.errors import KinemaError
+from kinema.files import check_input_file, check_output_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kinema.eval.fvd import FrechetVideoDistance, FVDResult
+    from kinema.eval.generation import GenerationReport
+    from kinema.eval.report import Clips
+
+HELP = "how well generated clips match their prompts, and how they move"
+
+SHOWN = 8
+"""Clips on the page, four in a row."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    parser.set_defaults(run=run)
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="a text file (UTF-8) with a prompt a line")
+    parser.add_argument("--model", metavar="DIR", help="a pipeline's folder; else the embedded model")
+    parser.add_argument("--clips", metavar="DIR", help="clips that were made already, one a prompt, in this order")
+    parser.add_argument("--out-dir", metavar="DIR", help="keep the clips here: 0000.mp4 is the first line's")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="clip_score frame_consistency dynamic_degree motion_smoothness temporal_flickering, with --reference also"
+        " stream_t stream_f stream_d; else all that need nothing that is not given",
+    )
+    parser.add_argument("--clip", metavar="MODEL", help="the CLIP of clip_score: a hub id or a folder")
+    parser.add_argument("--frame-network", metavar="NAME", help="features of frames; else efficientnet-lite0")
+    parser.add_argument("--reference", metavar="DIR", help="a folder of real clips, for STREAM and FVD")
+    parser.add_argument("--fvd", metavar="PROTOCOL", help="also FVD under this protocol, against --reference")
+    parser.add_argument("--weights", metavar="FILE", help="I3D weights for FVD; else those of `kinema weights`")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
+    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="else the model's own")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
+    parser.add_argument("--fps", type=float, help="frames a second of the clips; else as the model or the files say")
+    add_output_arguments(parser)
+    add_reading_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, generate, measure, report."""
+    check(arguments)
+    with processes(arguments.device) as state:
+        outcome = measure(arguments, state)
+        if state.is_main:
+            publish(outcome, arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` over a mistake that shows before the work."""
+    check_numbers(arguments)
+    check_outputs(arguments, {"--prompts": arguments.prompts, "--weights": arguments.weights})
+    _check_combinations(arguments)
+    if arguments.weights is not None:
+        check_input_file(arguments.weights, "--weights")
+    prompts = read_prompts(arguments.prompts)
+    if arguments.out_dir is not None:
+        for output in _outputs(arguments.out_dir, len(prompts)):
+            check_output_file(output, overwrite=arguments.overwrite, name="--out-dir")
+
+    from kinema.eval.generation import check_metrics
+
+    check_metrics(chosen_metrics(arguments), clip=arguments.clip is not None, reference=arguments.reference is not None)
+
+
+def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
+    """What `run` reports."""
+    from kinema.eval.clips import list_clips
+    from kinema.eval.fvd import FrechetVideoDistance, find_protocol
+    from kinema.eval.generation import evaluate_generation
+
+    metrics = chosen_metrics(arguments)
+    protocol = None if arguments.fvd is None else find_protocol(arguments.fvd)
+    reference = None
+    if arguments.reference is not None:
+        reference = state.clips(list_clips(arguments.reference, argument="--reference"), arguments, "--reference")
+    source = _source(arguments, state)
+    fetch_in_turn(state, *_networks(arguments, metrics))
+    distance = None
+    if protocol is not None:
+        distance = FrechetVideoDistance(protocol, weights=arguments.weights, device=state.device)
+    watcher = Watcher(state, distance)
+    result = evaluate_generation(
+        source.clips,
+        metrics,
+        reference=reference,
+        watch=watcher,
+        clip=arguments.clip,
+        frame_network=arguments.frame_network,
+        device=state.device,
+        fps=source.fps,
+    )
+    fvd = None
+    if distance is not None and reference is not None:
+        distance.update_windows(distance.video_features.windows(reference), real=True)
+        fvd = distance.result()
+    outcome = Outcome(f"Clips of {source.name}", describe(result), result.as_dict())
+    outcome.figures |= {"model": source.name, "generation": source.settings}
+    outcome.unreadable = source.unreadable | ({} if reference is None else reference.unreadable)
+    if fvd is not None:
+        details = fvd.as_dict()
+        outcome.figures |= {key: details[key] for key in ("fvd", "fvd_infinity", "fvd_interval")}
+        outcome.figures["fvd_details"] = details
+        outcome.lines.append(str(fvd))
+        outcome.notes = list(fvd.notes)
+    if arguments.html is not None and state.is_main:
+        _add_page(outcome, result, watcher.rows(source.fps), fvd)
+    return outcome
+
+
+def _networks(arguments: argparse.Namespace, metrics: tuple[str, ...]) -> list[str]:
+    """Names of the weights that are needed and not given."""
+    from kinema.eval.generation import METRICS
+    from kinema.eval.motion.frame_networks import DEFAULT_FRAME_NETWORK
+
+    kinds = {METRICS[name].network for name in metrics}
+    names = ["raft"] if "raft" in kinds else []
+    if "frames" in kinds and arguments.frame_network is None:
+        names.append(DEFAULT_FRAME_NETWORK)
+    return names + (["i3d"] if arguments.fvd is not None and arguments.weights is None else [])
+
+
+def _add_page(outcome: Outcome, result: "GenerationReport", rows: "list[Clips]", fvd: "FVDResult | None") -> None:
+    from kinema.eval.report.sections import fvd_headline, fvd_section, generation_headline, generation_section
+
+    outcome.headline = generation_headline(result)
+    outcome.sections = [generation_section(result, clips=rows)]
+    if fvd is not None:
+        outcome.headline += fvd_headline(fvd)
+        outcome.sections.append(fvd_section(fvd))
+
+
+def _check_combinations(arguments: argparse.Namespace) -> None:
+    if arguments.fvd is not None and arguments.reference is None:
+        raise KinemaError(f"`--fvd` (={arguments.fvd!r}) must go with `--reference DIR`, a folder of real clips")
+    if arguments.clips is None:
+        if arguments.out_dir is not None and Path(arguments.out_dir).exists() and not Path(arguments.out_dir).is_dir():
+            raise KinemaError(f"`--out-dir` (={arguments.out_dir!r}) must be a folder, and it is a file")
+        return
+    for name in ("model", "out_dir", "num_frames", "height", "width", "num_steps", "guidance_scale"):
+        value = getattr(arguments, name)
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise KinemaError(f"`{option}` (={value!r}) must not go with `--clips`, which are made already")
+
+
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Those that were asked for; else all that need nothing that was not given."""
+    from kinema.eval.generation import DEFAULT_METRICS, METRICS
+
+    if arguments.metrics is not None:
+        return tuple(arguments.metrics)
+    text = ("clip_score",) if arguments.clip is not None else ()
+    stream = tuple(name for name in METRICS if METRICS[name].kind == "set") if arguments.reference is not None else ()
+    return (*text, *DEFAULT_METRICS, *stream)
+
+
+@dataclass
+class Source:
+    """Where the clips come from.
+
+    Attributes:
+        clips: Name, frames and prompt of each of this process's.
+        name: Of the model or the folder.
+        fps: Frames a second.
+        settings: How they were made.
+        unreadable: Why clips were skipped; complete when all were read.
+    """
+
+    clips: "Iterator[tuple[str, Tensor, str]]"
+    name: str
+    fps: float
+    settings: dict[str, Any]
+    unreadable: dict[str, str]
+
+
+def _source(arguments: argparse.Namespace, state: Processes) -> Source:
+    prompts = read_prompts(arguments.prompts)
+    return _generated(arguments, prompts, state) if arguments.clips is None else _existing(arguments, prompts, state)
+
+
+def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
+    from kinema.eval.clips import list_clips, read_fps
+
+    files = list_clips(arguments.clips, argument="--clips")
+    if len(files) != len(prompts):
+        raise KinemaError(f"`--clips` (={len(files)} clips) must be as many as `--prompts` has lines, {len(prompts)}")
+    by_name = {clip.name: prompt for clip, prompt in zip(files, prompts, strict=True)}
+    readable = state.clips(files, arguments, "--clips")
+    unreadable: dict[str, str] = {}
+
+    def read() -> "Iterator[tuple[str, Tensor, str]]":
+        for name, frames in readable:
+            yield name, frames, by_name[name]
+        unreadable.update(readable.unreadable)
+
+    fps = arguments.fps or read_fps(files[0], 8.0)
+    return Source(read(), Path(arguments.clips).resolve().name, fps, {}, unreadable)
+
+
+def _generated(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
+    from kinema.apps.commands.generate import generate_clip, sample_fps
+    from kinema.apps.loading import load_pipeline
+    from kinema.video import write_video
+
+    outputs = None if arguments.out_dir is None else _outputs(arguments.out_dir, len(prompts))
+    pipeline: Any = load_pipeline(arguments.model, device=state.device)
+    pipeline.set_progress_bar_config(disable=True)
+    options = given_options(arguments)
+    fps = arguments.fps or sample_fps(pipeline)
+
+    def generate() -> "Iterator[tuple[str, Tensor, str]]":
+        from tqdm import tqdm
+
+        mine = range(state.rank, len(prompts), state.world_size)
+        for index in tqdm(mine, desc="generated clips", unit="clip", disable=None):
+            frames = generate_clip(pipeline, prompts[index], seed=arguments.seed + index, **options)
+            if outputs is not None:
+                write_video(outputs[index], frames, fps, overwrite=arguments.overwrite)
+            yield f"{index:04d}", frames, prompts[index]
+
+    name = "toybox (embedded)" if arguments.model is None else Path(arguments.model).resolve().name
+    return Source(generate(), name, fps, options | {"seed": arguments.seed}, {})
+
+
+def _outputs(folder: str, count: int) -> list[Path]:
+    return [Path(folder, f"{index:04d}.mp4") for index in range(count)]
+
+
+class Watcher:
+    """What looks at each clip besides the metrics: the page, and FVD.
+
+    Args:
+        state: Only the main process keeps clips for the page.
+        distance: Counts all clips.
+    """
+
+    def __init__(self, state: Processes, distance: "FrechetVideoDistance | None") -> None:
+        self.distance = distance
+        self._most = SHOWN if state.is_main else 0
+        self._kept: list[tuple[Tensor, str]] = []
+
+    def __call__(self, name: str, frames: "Tensor", prompt: str) -> None:
+        """Take a clip, uint8 `t h w 3`."""
+        from kinema.eval.report.media import MOST_FRAMES
+
+        if len(self._kept) < self._most:
+            self._kept.append((frames[:MOST_FRAMES].clone(), prompt))
+        if self.distance is not None:
+            self.distance.update(frames.permute(3, 0, 1, 2)[None], real=False, names=[name])
+
+    def rows(self, fps: float) -> "list[Clips]":
+        """Four clips side by side in each row, under their prompts."""
+        from kinema.eval.report.media import side_by_side
+
+        rows = [self._kept[start : start + 4] for start in range(0, len(self._kept), 4)]
+        return [side_by_side([f for f, _ in row], [p for _, p in row], "Generated clips", fps=fps) for row in rows]
+
+
+def describe(result: "GenerationReport") -> list[str]:
+    """The metrics as lines of text."""
+    from kinema.eval.generation import METRICS
+    from kinema.eval.report import number
+
+    lines = [f"{len(result.clips)} clips, {result.num_frames} frames"]
+    return lines + [f"{METRICS[name].title:22}{number(value):>12}" for name, value in result.metrics.items()]

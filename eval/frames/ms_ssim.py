@@ -1,0 +1,43 @@
+"""Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003), of frames in colour."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+from kinema.eval.frames.pixels import Clip, as_pair, by_image, check_side
+from kinema.eval.frames.table import FrameMeasure
+
+MIN_SIDE = 176
+"""Pixels: the window of 11 pixels must fit after four halvings."""
+
+
+def ms_ssim(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
+    """MS-SSIM of every frame, in [0, 1], as torchmetrics computes it.
+
+    Five scales with the paper's exponents, pixels in [0, 1]; negative similarities count as 0, because a fractional
+    power of them is no number.
+
+    Args:
+        reference: float in [-1, 1], or uint8.
+        clip: The same shape.
+
+    Raises:
+        KinemaError: Shapes differ, values are out of range, or frames are smaller than 176 pixels.
+    """
+    a, b = as_pair(reference, clip)
+    check_side(b, MIN_SIDE, "MS-SSIM")
+    return by_image(_ms_ssim_of_images, a, b)
+
+
+def _ms_ssim_of_images(a: Tensor, b: Tensor) -> Tensor:
+    return multiscale_structural_similarity_index_measure(
+        (b + 1) / 2, (a + 1) / 2, data_range=1.0, reduction="none", normalize="relu"
+    )
+
+
+def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
+    """The measure of the table: where the clips are is where it computes, so `device` does not matter."""
+    return ms_ssim

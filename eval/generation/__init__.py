@@ -1,0 +1,35 @@
+"""Metrics of generated clips: how well they match their prompts, and how they move.
+
+`METRICS` is the table of them. What needs torch is imported when it is first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, GenerationMetric, check_metrics
+
+if TYPE_CHECKING:
+    from kinema.eval.generation.evaluate import evaluate_generation
+    from kinema.eval.generation.report import GeneratedClip, GenerationReport
+
+_EXPORTS = {
+    "GeneratedClip": "kinema.eval.generation.report",
+    "GenerationReport": "kinema.eval.generation.report",
+    "evaluate_generation": "kinema.eval.generation.evaluate",
+}
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "METRICS",
+    "GeneratedClip",
+    "GenerationMetric",
+    "GenerationReport",
+    "check_metrics",
+    "evaluate_generation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

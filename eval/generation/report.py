@@ -1,0 +1,55 @@
+"""What an evaluation of generated clips found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kinema.eval.reconstruction import ClipScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedClip(ClipScores):
+    """What was measured of one generated clip. A number that is not defined is None.
+
+    Attributes:
+        prompt: What it should show.
+    """
+
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReport:
+    """What was measured of all generated clips. A number that is not defined is None.
+
+    Attributes:
+        metrics: By metric, the mean over clips, or the one number of the set.
+        protocol: What the numbers depend on: the networks, frames a second, STREAM's number of frames.
+        curves: By metric that has one, the mean over clips of every frame index; clips that are shorter count in as far
+            as they go.
+        clips: Each clip, in the order of names.
+        num_reference: Reference clips.
+    """
+
+    metrics: Mapping[str, float | None]
+    protocol: Mapping[str, Any]
+    curves: Mapping[str, Sequence[float | None]] = field(repr=False)
+    clips: Sequence[GeneratedClip] = field(repr=False)
+    num_reference: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips together."""
+        return sum(clip.num_frames for clip in self.clips)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it: the metrics by their names, then all the rest."""
+        return {
+            **self.metrics,
+            "protocol": dict(self.protocol),
+            "num_clips": len(self.clips),
+            "num_frames": self.num_frames,
+            "num_reference": self.num_reference,
+            "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "clips": [asdict(clip) for clip in self.clips],
+        }

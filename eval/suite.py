@@ -1,0 +1,76 @@
+"""Which metrics the suite measures, and which of them can be measured here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kinema.errors import KinemaError
+from kinema.eval.frames import METRICS as FRAME_METRICS
+from kinema.eval.generation import METRICS as GENERATION_METRICS
+
+RECONSTRUCTION = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "flicker", "warping_error")
+"""Of a tokenizer. MS-SSIM (frames above 160 pixels), VMAF and the sets (thousands of frames) are asked for by name in
+`kinema eval reconstruction`."""
+
+GENERATION = tuple(GENERATION_METRICS)
+"""Of a generator."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a list can be measured.
+
+    Attributes:
+        metrics: These.
+        missing: Why the others cannot be, by name.
+    """
+
+    metrics: tuple[str, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose(wanted: Sequence[str], needs: Mapping[str, str | None], fetch: Callable[[str], object]) -> Choice:
+    """Splits metrics into those whose weights can be had, and the others.
+
+    Args:
+        wanted: The metrics.
+        needs: Name of the network that each needs, or None.
+        fetch: Gets a network's weights, or raises `KinemaError`; called once a network.
+    """
+    failures: dict[str, str] = {}
+    for network in dict.fromkeys(needs[name] for name in wanted):
+        if network is not None:
+            try:
+                fetch(network)
+            except KinemaError as error:
+                failures[network] = str(error)
+    missing = {name: failures[network] for name in wanted if (network := needs[name]) in failures and network}
+    return Choice(tuple(name for name in wanted if name not in missing), missing)
+
+
+def reconstruction_choice(fetch: Callable[[str], object]) -> Choice:
+    """The suite's metrics of a tokenizer that can be measured."""
+    return choose(RECONSTRUCTION, {name: FRAME_METRICS[name].network for name in RECONSTRUCTION}, fetch)
+
+
+def generation_choice(fetch: Callable[[str], object], *, clip: bool, reference: bool, frame_network: str) -> Choice:
+    """The suite's metrics of a generator that can be measured.
+
+    Args:
+        fetch: As of `choose`.
+        clip: Whether a CLIP was named, which CLIPScore needs.
+        reference: Whether there are real clips, which STREAM needs.
+        frame_network: Weights of the features of frames.
+    """
+    reasons: dict[str, str] = {}
+    needs: dict[str, str | None] = {}
+    for name in GENERATION:
+        metric = GENERATION_METRICS[name]
+        if metric.network == "clip" and not clip:
+            reasons[name] = "no CLIP was named (`--clip MODEL`, a hub id or a folder)"
+        elif metric.kind == "set" and not reference:
+            reasons[name] = "no real clips were given (`--data DIR`)"
+        else:
+            # A CLIP that was named is loaded when it is used: it is none of `kinema weights`.
+            needs[name] = {"frames": frame_network, "clip": None}.get(str(metric.network), metric.network)
+    choice = choose(tuple(needs), needs, fetch)
+    return Choice(choice.metrics, reasons | dict(choice.missing))

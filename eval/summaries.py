@@ -1,0 +1,44 @@
+"""What every report over clips does: names the clip in errors, means what is defined, gathers what processes found."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from kinema.errors import KinemaError
+
+Share = TypeVar("Share")
+
+
+@contextmanager
+def naming(clip: str) -> Iterator[None]:
+    """Within, a `KinemaError` says which clip it is about."""
+    try:
+        yield
+    except KinemaError as error:
+        raise KinemaError(f"clip {clip!r}: {error}") from error
+
+
+def number(value: Tensor | float) -> float | None:
+    """A number as JSON has it; None where it is not finite."""
+    found = float(value)
+    return found if math.isfinite(found) else None
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
+
+
+def gather(share: Share) -> Sequence[Share]:
+    """What every process found, in the order of their ranks; all of them must call this."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [share]
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, share)
+    return shares
