@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
