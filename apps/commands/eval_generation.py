@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clip", metavar="MODEL", help="the CLIP of clip_score: a hub id or a folder")
     parser.add_argument("--frame-network", metavar="NAME", help="features of frames; else efficientnet-lite0")
+    parser.add_argument(
+        "--flow-side",
+        type=int,
+        metavar="PIXELS",
+        help="enlarge smaller frames to this for optical flow (256); less is faster",
+    )
+    parser.add_argument("--stream-frames", type=int, metavar="N", help="frames of a clip that STREAM looks at (16)")
     parser.add_argument("--reference", metavar="DIR", help="a folder of real clips, for STREAM and FVD")
     parser.add_argument("--fvd", metavar="PROTOCOL", help="also FVD under this protocol, against --reference")
     parser.add_argument("--weights", metavar="FILE", help="I3D weights for FVD; else those of `kinema weights`")
@@ -80,6 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """Raise `KinemaError` over a mistake that shows before the work."""
     check_numbers(arguments)
+    for name, least in (("flow_side", 1), ("stream_frames", 2)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= {least}")
     check_outputs(arguments, {"--prompts": arguments.prompts, "--weights": arguments.weights})
     _check_combinations(arguments)
     if arguments.weights is not None:
@@ -120,6 +131,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
         frame_network=arguments.frame_network,
         device=state.device,
         fps=source.fps,
+        **_given(arguments, "flow_side", "stream_frames"),
     )
     fvd = None
     if distance is not None and reference is not None:
@@ -137,6 +149,11 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     if arguments.html is not None and state.is_main:
         _add_page(outcome, result, watcher.rows(source.fps), fvd)
     return outcome
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that the user gave; `Networks` has its own values for the others."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
 
 
 def _networks(arguments: argparse.Namespace, metrics: tuple[str, ...]) -> list[str]:

@@ -312,6 +312,8 @@ MISTAKES = {
     "eval generation --prompts prompts.txt --metrics psnr": "psnr",
     "eval generation --prompts prompts.txt --metrics clip_score": "clip",
     "eval generation --prompts prompts.txt --metrics stream_t": "reference",
+    "eval generation --prompts prompts.txt --flow-side 0": "`--flow-side` (=0)",
+    "eval generation --prompts prompts.txt --stream-frames 1": "`--stream-frames` (=1)",
     "eval generation --prompts prompts.txt --fvd styleganv": "`--fvd` (='styleganv')",
     "eval generation --prompts prompts.txt --clips real --model m": "`--model` (='m')",
     "eval generation --prompts prompts.txt --clips none --metrics temporal_flickering": "`--clips` (='none')",
