@@ -101,7 +101,8 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     state = checkpoints.load_last(plain_model, ema, plain_optimizer) or TrainingState()
     if accelerator.is_main_process:
         size = sum(p.numel() for p in plain_model.parameters())
-        logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, device, state.step)
+        where = f"{device} in {accelerator.num_processes} process(es)"
+        logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, where, state.step)
     accelerator.init_trackers("logs")
 
     model.train()

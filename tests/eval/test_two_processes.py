@@ -1,4 +1,4 @@
-"""Two processes measure what one does: started as users start them, by `accelerate launch`."""
+"""Two processes measure what one does: started by torchrun, as `accelerate launch` starts one alone on a CPU."""
 
 import json
 import os
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 # `kinema eval`, with a small network in I3D's place; each line of the file is a command.
 PROGRAM = """
 import sys, torch
+from accelerate import PartialState
 from torch import nn
 from kinema.apps.cli import main
 from kinema.eval.networks.i3d import I3D
@@ -32,6 +33,8 @@ import kinema.eval.fvd.features, kinema.eval.weights
 kinema.eval.fvd.features.load_i3d = lambda _: Tiny()
 kinema.eval.weights.fetch_weights = lambda name: name
 torch.set_num_threads(1)
+state = PartialState(cpu=True)
+sys.stderr.write(f"process {state.process_index} of {state.num_processes}\\n")
 for line in open(sys.argv[1]):
     if main(line.split()):
         sys.exit(1)
@@ -56,15 +59,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
             np.save(folder / side / f"{index}.npy", generator.integers(0, 256, (12, size, size, 3), np.uint8))
     (folder / "fake" / "3.npy").write_bytes(b"broken")  # read by the second process alone
     (folder / "program.py").write_text(PROGRAM)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for name, start in (("one", []), ("two", launch)):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, start, number in (("one", [], 1), ("two", launch, 2)):
         (folder / name).mkdir()
         (folder / f"{name}.txt").write_text(COMMANDS.format(name=name))
         line = [sys.executable, *start, "program.py", f"{name}.txt"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        assert [f"process {rank} of {number}" in done.stderr for rank in range(2)] == [True, number == 2], done.stderr
         # Only one process says anything about results.
         assert done.stdout.count("FVD ") == 2, done.stdout
     return {

@@ -1,4 +1,4 @@
-"""Both scripts under `accelerate launch`, and what they say of wrong input."""
+"""Both scripts under `accelerate launch` and torchrun, and what they say of wrong input."""
 
 import subprocess
 import sys
@@ -14,10 +14,15 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def launch(num_processes: int, script: str, *arguments: str) -> None:
-    options = ["--cpu", "--num_processes", str(num_processes), "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    result = run("-m", "accelerate.commands.launch", *options, f"training/{script}", *arguments)
+    # `accelerate launch --cpu` starts one process, whatever it is asked for; torchrun starts as many.
+    if num_processes == 1:
+        options = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+        options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    else:
+        options = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    result = run("-m", *options, f"training/{script}", *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"in {num_processes} process" in result.stderr
 
 
 SMALL = ["--batch-size", "2", "--num-steps", "3", "--warmup-steps", "1", "--log-every", "1", "--cpu"]
