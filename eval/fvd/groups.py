@@ -75,10 +75,11 @@ def fvd_at_infinity(real: GroupedSums, fake: GroupedSums, covariance: Covariance
     set; here both sets are parts, because both are samples). Parts are unions of half of the groups and more.
 
     Returns:
-        The line's value at 1/n + 1/m = 0, not below 0; None for sets of fewer than 400 clips.
+        The line's value at 1/n + 1/m = 0, not below 0; None for sets of fewer than 800 clips: half of one must still
+        have as many clips as I3D has features, or the bias falls otherwise.
     """
     full = (real.total, fake.total)
-    if min(side.count for side in full) < MIN_CLIPS:
+    if min(side.count for side in full) * min(_TREND_GROUPS) < MIN_CLIPS * NUM_GROUPS:
         return None
     generator = torch.Generator().manual_seed(0)
     points = [(1 / full[0].count + 1 / full[1].count, frechet_distance(*full, covariance))]

@@ -279,8 +279,8 @@ def _notes(num_real: int, num_fake: int, bias: float) -> tuple[str, ...]:
     notes: list[str] = []
     if min(num_real, num_fake) < MIN_CLIPS:
         notes.append(
-            f"{min(num_real, num_fake)} clips are fewer than {MIN_CLIPS}: the value is too high, by about {bias:.0f} "
-            "for two sets that are alike; compare it only with values of as many clips"
+            f"{min(num_real, num_fake)} clips are fewer than {MIN_CLIPS}: the value is too high, by {bias:.0f} at "
+            "least for two sets that are alike; compare it only with values of as many clips"
         )
     if num_real != num_fake:
         notes.append(f"{num_real} real and {num_fake} fake clips: all are measured, and none is resampled")

@@ -16,9 +16,10 @@ class FVDResult:
         weights: Hash of the network's weights.
         num_real: Real windows measured.
         num_fake: Fake windows measured.
-        bias: What two samples of these sizes from one Gaussian with the real clips' covariance are apart: about what
-            the finite numbers add to a small distance.
-        infinity: The value for endlessly many clips, by extrapolation; None below 400 clips.
+        bias: What two samples of these sizes from one Gaussian with the real clips' covariance are apart: what the
+            finite numbers add to a small distance at least, as few clips show few directions of the true covariance.
+        infinity: The value for endlessly many clips, by extrapolation; None below 800 clips, but for the same
+            clips on both sides.
         interval: 95 % interval of the value over other clips, without the bias; None for too few clips.
         scores: Other distances on the same features, by name; None where there are too few clips for one.
         notes: What the reader must be told.

@@ -123,8 +123,12 @@ class ReferenceStatistics:
         if metadata.get("kind") != _KIND or not {"count", "sum", "outer"} <= tensors.keys():
             raise KinemaError(f"`statistics` (={str(path)!r}) must be a file of reference statistics")
         sums = GroupedSums(tensors["count"], tensors["sum"], tensors["outer"])
-        protocol = _protocol_from(json.loads(metadata["protocol"]))
-        return cls(protocol=protocol, sums=sums, features=tensors.get("features"), **json.loads(metadata["settings"]))
+        try:
+            settings = json.loads(metadata["settings"])
+            protocol = _protocol_from(json.loads(metadata["protocol"]))
+            return cls(protocol=protocol, sums=sums, features=tensors.get("features"), **settings)
+        except (TypeError, KeyError, ValueError) as error:
+            raise KinemaError(f"`statistics` (={str(path)!r}) must be of this version of kinema") from error
 
 
 def _short(protocol: Protocol) -> str:

