@@ -146,6 +146,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
         outcome.figures["fvd_details"] = details
         outcome.lines.append(str(fvd))
         outcome.notes = list(fvd.notes)
+        outcome.lines += [f"note: {note}" for note in fvd.notes]
     if arguments.html is not None and state.is_main:
         _add_page(outcome, result, watcher.rows(source.fps), fvd)
     return outcome

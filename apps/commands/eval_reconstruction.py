@@ -107,6 +107,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
         outcome.figures |= {"rfvd": fvd.value, "rfvd_details": fvd.as_dict()}
         outcome.lines.append(f"r{fvd}")
         outcome.notes = list(fvd.notes)
+        outcome.lines += [f"note: {note}" for note in fvd.notes]
     if arguments.html is not None and state.is_main:
         _add_page(outcome, result, shown, fvd)
     return outcome

@@ -43,9 +43,12 @@ class GenerationReport:
         return sum(clip.num_frames for clip in self.clips)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it: the metrics by their names, then all the rest."""
+        """Everything, as JSON takes it: the metrics by their names, `vbench` by VBench's names, then all the rest."""
+        from kinema.eval.vbench import vbench_scores  # which needs the table beside this file
+
         return {
             **self.metrics,
+            "vbench": vbench_scores(self.metrics),
             "protocol": dict(self.protocol),
             "num_clips": len(self.clips),
             "num_frames": self.num_frames,

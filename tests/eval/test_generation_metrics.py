@@ -140,6 +140,7 @@ def test_the_report_is_json():
     )
     values = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert values["temporal_flickering"] == report.metrics["temporal_flickering"]
+    assert values["vbench"]["temporal_flickering"] == pytest.approx(values["temporal_flickering"])
     assert values["num_clips"] == 2
     assert values["clips"][0]["prompt"] == "red"
     assert values["clips"][0]["curves"]["motion_smoothness"][0] is None
