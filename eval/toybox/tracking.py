@@ -58,9 +58,9 @@ def turning_path(energy: Float[Tensor, "t a"], angles: Float[Tensor, " a"]) -> l
     total = energy[0].clone()
     total[1:] = -torch.inf
     back = []
-    for now in energy[1:]:
+    for of_frame in energy[1:]:
         total, previous = (total[None] - cost).max(1)
-        total = total + now
+        total = total + of_frame
         back.append(previous)
     path = [int(total.argmax())]
     for previous in reversed(back):
