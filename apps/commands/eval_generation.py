@@ -121,6 +121,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     distance = None
     if protocol is not None:
         distance = FrechetVideoDistance(protocol, weights=arguments.weights, device=state.device)
+        distance.to(state.device)  # processes with GPUs add their sums there
     watcher = Watcher(state, distance)
     result = evaluate_generation(
         source.clips,

@@ -91,6 +91,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     distance = None
     if protocol is not None:
         distance = FrechetVideoDistance(protocol, weights=arguments.weights, device=state.device)
+        distance.to(state.device)  # processes with GPUs add their sums there
     shown = Shown(state, ("original", "reconstruction"))
     result = evaluate_reconstruction(
         tokenizer,
