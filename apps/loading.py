@@ -11,7 +11,7 @@ from kinema.weights import model_dir
 
 if TYPE_CHECKING:
     from kinema.generation.pipeline import KinemaPipeline
-    from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+    from kinema.tokenizers.interface import VideoTokenizer
 
 Model = TypeVar("Model")
 
@@ -51,25 +51,21 @@ def load_pipeline(path: str | os.PathLike[str] | None = None, *, device: str | N
     return pipeline.to(device)
 
 
-def load_tokenizer(path: str | os.PathLike[str] | None = None, *, device: str | None = None) -> "CausalVideoTokenizer":
-    """The video tokenizer in a folder, or the embedded general one.
+def load_tokenizer(name: str | os.PathLike[str] | None = None, *, device: str | None = None) -> "VideoTokenizer":
+    """The video tokenizer of a name, or the embedded general one.
+
+    Args:
+        name: A folder, an embedded name, a checkpoint or a hub id, as `kinema.tokenizers.published.loading` takes it.
+        device: What the user asked for; None takes CUDA where there is one, else the CPU.
 
     Raises:
-        KinemaError: The folder is missing, or a file in it is missing or wrong.
+        KinemaError: There is no such tokenizer, or a file of it is missing or wrong.
     """
-    folder = model_dir(path, embedded="kl-4x8x8-c16", name="tokenizer")
-    device = pick_device(device)
+    device = pick_device(device)  # a mistake is named before the loading
 
-    from kinema.generation.loading import check_weights
-    from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+    from kinema.tokenizers.published.loading import load_tokenizer as load
 
-    def load() -> CausalVideoTokenizer:
-        model = CausalVideoTokenizer.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        check_weights(model, folder)
-        return model
-
-    tokenizer: Any = _load(load, "tokenizer", folder)
-    return tokenizer.to(device).eval()
+    return load(os.fspath(name) if name is not None else "kl-4x8x8-c16", device)
 
 
 def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:

@@ -5,8 +5,8 @@
 
 Tokenizers: clips at evenly spaced places of every video that the embedded tokenizers were not trained on, scaled to
 just cover the size and cropped at the centre; PSNR, SSIM, LPIPS of every frame, rFVD of all clips. A tokenizer is an
-embedded one, a folder of kinema's, or any video or image auto-encoder of diffusers by folder or hub id (`ID` or
-`ID:SUBFOLDER`). `--published` adds those of `PUBLISHED`, which a hub must provide.
+embedded one, a folder of kinema's, a checkpoint of VidTok, or any video or image auto-encoder of diffusers by folder or
+hub id (`ID` or `ID:SUBFOLDER`). `--published` adds those of `PUBLISHED`, which a hub must provide.
 
 Generators: clips from prompts of the Toybox' test split, which no shipped model was trained on, against rendered clips
 of the same prompts.
@@ -22,20 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinema import CausalVideoTokenizer
 from kinema.apps.loading import load_pipeline, pick_device
 from kinema.errors import KinemaError
 from kinema.eval.fvd import FrechetVideoDistance
 from kinema.eval.generation import evaluate_generation
 from kinema.eval.reconstruction import evaluate_reconstruction
 from kinema.eval.report import number
-from kinema.tokenizers.interface import VideoTokenizer, pad_to_grid
+from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
 from kinema.training.data.clips import centre_clips, list_videos
 from kinema.training.data.toybox import Toybox
 from kinema.training.seeds import step_generator
 from kinema.video import to_uint8
-from kinema.weights import embedded_dir
 
 EMBEDDED = ("kl-4x8x8-c16", "toybox/vae")
 """The tokenizers that kinema ships: the general one, and that of the Toybox pipeline."""
@@ -54,67 +52,6 @@ PUBLISHED = (
 FRAME_METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 CLIP_METRICS = ("frame_consistency", "dynamic_degree", "motion_smoothness", "temporal_flickering")
 STREAM = ("stream_t", "stream_f", "stream_d")
-
-
-class DiffusersTokenizer:
-    """An auto-encoder of diffusers as `kinema.eval` takes tokenizers; its ratios are found out by a small clip.
-
-    Args:
-        model: Of videos `b 3 t h w`, or of images `b 3 h w`, which then codes each frame.
-        images: Whether it is of images.
-    """
-
-    def __init__(self, model: Any, *, images: bool) -> None:
-        self.model = model
-        self.images = images
-        self.device, self.dtype = model.device, model.dtype
-        latents = self._encode(torch.zeros(1, 3, 17, 64, 64, device=self.device, dtype=self.dtype))
-        steps = 17 if images else latents.shape[2]
-        self.temporal_compression_ratio = round(16 / (steps - 1))
-        self.spatial_compression_ratio = 64 // latents.shape[-1]
-        self.latent_channels = latents.shape[1]
-
-    @torch.no_grad()
-    def reconstruct(self, video: Tensor) -> Tensor:
-        """Videos `b 3 t h w` in [-1, 1] there and back."""
-        frames, height, width = video.shape[2:]
-        padded = pad_to_grid(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
-        decoded = self.model.decode(self._encode(padded)).sample
-        if self.images:
-            decoded = decoded.unflatten(0, (video.shape[0], -1)).transpose(1, 2)
-        return decoded[:, :, :frames, :height, :width].clamp(-1, 1)
-
-    @torch.no_grad()
-    def _encode(self, video: Tensor) -> Tensor:
-        code = self.model.encode(video.transpose(1, 2).flatten(0, 1) if self.images else video)
-        return code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latent
-
-
-def load_tokenizer(name: str, device: str) -> VideoTokenizer:
-    """An embedded tokenizer, one in a folder, or one of diffusers by folder or hub id.
-
-    Raises:
-        KinemaError: There is none, here or at a hub.
-    """
-    from diffusers.models.auto_model import AutoModel
-
-    place, _, subfolder = name.partition(":")
-    path = (
-        embedded_dir(name.split("/")[0]).joinpath(*name.split("/")[1:]) if name in EMBEDDED else Path(place, subfolder)
-    )
-    config = path / "config.json"
-    if config.is_file() and json.loads(config.read_text())["_class_name"] == CausalVideoTokenizer.__name__:
-        tokenizer: Any = CausalVideoTokenizer.from_pretrained(path, dtype=torch.float32)
-        return tokenizer.eval().to(device)
-    try:
-        options: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
-        model = AutoModel.from_pretrained(place, use_safetensors=True, torch_dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise KinemaError(f"`--tokenizer` (={name!r}) must be an auto-encoder here or at a hub: {reason}") from error
-    images = type(model).__name__ in ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
-    wrapped: Any = DiffusersTokenizer(model.eval().to(device), images=images)
-    return wrapped
 
 
 def natural_clips(arguments: argparse.Namespace) -> list[tuple[str, Tensor]]:
@@ -155,9 +92,10 @@ def measure_tokenizers(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in (*EMBEDDED, *arguments.tokenizer, *(PUBLISHED if arguments.published else ())):
         try:
             figures[name] = _measure_tokenizer(name, clips, arguments)
-        except KinemaError as error:
-            figures[name] = {"not_run": str(error)}
-            print(f"| {name} | not run: {error} |" + " |" * 7, flush=True)
+        except Exception as error:  # whatever is wrong with one, the others go on
+            reason = f"{type(error).__name__}: " * (not isinstance(error, KinemaError)) + " ".join(str(error).split())
+            figures[name] = {"not_run": reason}
+            print(f"| {name} | not run: {reason[:300].replace('|', '/')} |" + " |" * 7, flush=True)
     return figures
 
 
@@ -239,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = parser.add_subparsers(dest="table", required=True)
     tokenizers = tables.add_parser("tokenizers", help="reconstruction of clips")
     tokenizers.add_argument("folder", type=Path, help="a folder of video files, or `toybox` for rendered clips")
-    tokenizers.add_argument("--tokenizer", nargs="+", default=[], help="folders or hub ids besides the embedded ones")
+    tokenizers.add_argument(
+        "--tokenizer", nargs="+", default=[], help="folders, checkpoints or hub ids besides the embedded"
+    )
     tokenizers.add_argument("--published", action="store_true", help="those of other people, from a hub")
     tokenizers.add_argument(
         "--hold-out", nargs="*", default=list(VALIDATION_PREFIXES), help="measure these files alone"

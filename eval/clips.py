@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TENSOR_SUFFIXES = (".npy", ".safetensors")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+CLIP_SUFFIXES = (*VIDEO_SUFFIXES, *TENSOR_SUFFIXES, *IMAGE_SUFFIXES)
 
 DEFAULT_MAX_UNREADABLE = 0.05
 """Share of clips that may be unreadable before a measurement is refused: it would be of another set than was given."""
@@ -285,6 +286,15 @@ class ReadableClips:
             self._check()
             return None
 
+    def adopt(self, unreadable: Mapping[str, str]) -> None:
+        """Takes over what could not be read when the same clips were measured before.
+
+        Raises:
+            KinemaError: As `try_read`.
+        """
+        self.unreadable = dict(unreadable)
+        self._check()
+
     def finish(self) -> None:
         """Tells all processes what none of them could read.
 
@@ -333,3 +343,13 @@ def read_fps(clip: ClipFile, default: float = 24.0) -> float:
         return default
     with VideoReader(clip.path, name="clip") as reader:
         return reader.fps
+
+
+def first_fps(clips: Iterable[ClipFile], default: float = 24.0) -> float:
+    """`read_fps` of the first clip that can be read; `default` where none can."""
+    for clip in clips:
+        try:
+            return read_fps(clip, default)
+        except (KinemaError, OSError):
+            continue
+    return default

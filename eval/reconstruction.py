@@ -37,7 +37,10 @@ class VideoDistance(Protocol):
         ...
 
     def result(self) -> Any:
-        """The distance and what belongs to it: an object with `as_dict()`."""
+        """The distance and what belongs to it: an object with `as_dict()`; None: it cannot be had.
+
+        All processes call it, those without a clip, too.
+        """
         ...
 
 
@@ -129,7 +132,8 @@ def evaluate_reconstruction(
         chunk: Give the tokenizer so many frames at once, each chunk for itself; None: whole clips.
         device: Where the metrics' networks compute.
         weights: Files of networks' weights, by the networks' names; others come from the cache.
-        fvd: A video distance that is updated with both sides; its result is `report.fvd`.
+        fvd: A video distance that is updated with both sides, under the clip's name, so that they are cut alike; its
+            result is `report.fvd`.
         watch: Is called with every clip's name, frames and reconstruction, to show or keep them.
 
     Raises:
@@ -194,7 +198,7 @@ def compare_clips(
         chunk: Frames that went through a tokenizer at once, for the same column.
         device: Where the metrics' networks compute.
         weights: Files of networks' weights, by the networks' names; others come from the cache.
-        fvd: A video distance that is updated with both sides; its result is `report.fvd`.
+        fvd: As of `evaluate_reconstruction`.
         watch: Is called with every name, reference and clip.
 
     Raises:
@@ -214,7 +218,7 @@ def compare_clips(
     everything = sorted((score for share in shares for score in share), key=lambda score: score.name)
     if not everything:
         raise KinemaError("`clips` (=0 of them) must be at least one clip")
-    if not all(shares) and (measures.sets or fvd is not None):  # known to all processes, so that none waits for another
+    if not all(shares) and measures.sets:  # known to all processes, so that none waits for another
         raise KinemaError(
             f"`clips` (={len(everything)} of them) must be at least one for each of {len(shares)} processes"
         )

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
 from kinema.eval.frames import METRICS as FRAME_METRICS
 from kinema.eval.generation import METRICS as GENERATION_METRICS
+from kinema.eval.generation.table import too_little
+
+if TYPE_CHECKING:
+    from kinema.eval.fvd import Protocol
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "flicker", "warping_error")
-"""Of a tokenizer. MS-SSIM (frames above 160 pixels), VMAF and the sets (thousands of frames) are asked for by name in
-`kinema eval reconstruction`."""
+"""Of a tokenizer. MS-SSIM (frames of `ms_ssim.MIN_SIDE` pixels and more), VMAF and the sets (thousands of frames) are
+asked for by name in `kinema eval reconstruction`."""
 
 GENERATION = tuple(GENERATION_METRICS)
 """Of a generator."""
@@ -52,7 +57,35 @@ def reconstruction_choice(fetch: Callable[[str], object]) -> Choice:
     return choose(RECONSTRUCTION, {name: FRAME_METRICS[name].network for name in RECONSTRUCTION}, fetch)
 
 
-def generation_choice(fetch: Callable[[str], object], *, clip: bool, reference: bool, frame_network: str) -> Choice:
+def fvd_choice(
+    fetch: Callable[[str], object], protocol: "Protocol", *, num_frames: int | None, num_clips: Sequence[int]
+) -> Choice:
+    """Whether FVD can be measured.
+
+    Args:
+        fetch: As of `choose`.
+        protocol: FVD's.
+        num_frames: Of a clip; None: not known.
+        num_clips: Clips on each side.
+    """
+    if num_frames is not None and num_frames < protocol.frames_needed:
+        reason = f"`num_frames` (={num_frames}) must be at least {protocol.frames_needed} for `{protocol.name}`"
+        return Choice((), {"fvd": reason})
+    if min(num_clips) < 2:
+        return Choice((), {"fvd": f"`clips` (={min(num_clips)} of them) must be at least 2"})
+    return choose(("fvd",), {"fvd": "i3d"}, fetch)
+
+
+def generation_choice(
+    fetch: Callable[[str], object],
+    *,
+    clip: bool,
+    reference: bool,
+    frame_network: str,
+    num_clips: int | None = None,
+    num_reference: int | None = None,
+    num_frames: int | None = None,
+) -> Choice:
     """The suite's metrics of a generator that can be measured.
 
     Args:
@@ -60,6 +93,9 @@ def generation_choice(fetch: Callable[[str], object], *, clip: bool, reference: 
         clip: Whether a CLIP was named, which CLIPScore needs.
         reference: Whether there are real clips, which STREAM needs.
         frame_network: Weights of the features of frames.
+        num_clips: Generated clips; None: not known.
+        num_reference: Real clips; likewise.
+        num_frames: Of a generated clip; likewise.
     """
     reasons: dict[str, str] = {}
     needs: dict[str, str | None] = {}
@@ -69,6 +105,8 @@ def generation_choice(fetch: Callable[[str], object], *, clip: bool, reference: 
             reasons[name] = "no CLIP was named (`--clip MODEL`, a hub id or a folder)"
         elif metric.kind == "set" and not reference:
             reasons[name] = "no real clips were given (`--data DIR`)"
+        elif (reason := too_little(name, num_clips, num_reference, num_frames)) is not None:
+            reasons[name] = reason
         else:
             # A CLIP that was named is loaded when it is used: it is none of `kinema weights`.
             needs[name] = {"frames": frame_network, "clip": None}.get(str(metric.network), metric.network)

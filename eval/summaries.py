@@ -1,17 +1,19 @@
 """What every report over clips does: names the clip in errors, means what is defined, gathers what processes found."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from kinema.errors import KinemaError
 
 Share = TypeVar("Share")
+State = TypeVar("State", bound=Metric)
 
 
 @contextmanager
@@ -33,6 +35,22 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of those that are defined; None where none is."""
     defined = [value for value in values if value is not None]
     return fmean(defined) if defined else None
+
+
+def total_length(items: object) -> int | None:
+    """How many there are in all processes together; None where one does not know. All of them must call this."""
+    lengths = gather(len(items) if isinstance(items, Sized) else None)
+    known = [length for length in lengths if length is not None]
+    return sum(known) if len(known) == len(lengths) else None
+
+
+def place_state(metric: State, device: torch.device | str) -> State:
+    """Moves a metric's state to where processes can exchange it: to the GPU, which is all that NCCL gathers from.
+
+    With any other device it stays on the CPU: the sums are of float64, which not every accelerator has.
+    """
+    device = torch.device(device)
+    return metric.to(device if device.type == "cuda" else "cpu")
 
 
 def gather(share: Share) -> Sequence[Share]:

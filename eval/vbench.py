@@ -6,8 +6,9 @@ VBench's own leaderboard unless `same_network` says so and the prompts and the s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any
 
 from kinema.eval.generation.table import METRICS
 
@@ -21,7 +22,8 @@ class Dimension:
         scale: VBench's value is ours times this.
         network: What VBench uses.
         ours: What we use.
-        same_network: Whether the two can be the same.
+        role: What our network is called in a report's `protocol["networks"]`; None: there is none.
+        identity: The name of our network there when it is VBench's; None: it never is.
         difference: What else differs.
     """
 
@@ -29,8 +31,41 @@ class Dimension:
     scale: float = 1.0
     network: str
     ours: str
+    role: str | None = None
+    identity: str | None = None
+    difference: str
+
+    @property
+    def same_network(self) -> bool:
+        """Whether the two can be the same."""
+        return self.role is None or self.identity is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VBenchScore:
+    """One of our numbers under VBench's name.
+
+    Attributes:
+        name: VBench's.
+        value: On VBench's scale.
+        metric: Ours.
+        vbench_network: What VBench uses.
+        network: What was used here.
+        same_network: Whether it was the same.
+        difference: What else differs.
+    """
+
+    name: str
+    value: float
+    metric: str
+    vbench_network: str
+    network: str
     same_network: bool
     difference: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but the name, as JSON takes it."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
 VBENCH: Mapping[str, Dimension] = MappingProxyType(
@@ -39,35 +74,37 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
             metric="frame_consistency",
             network="DINO ViT-B/16",
             ours="EfficientNet-lite0, or any vision model: `facebook/dino-vitb16` is VBench's",
-            same_network=True,
+            role="frame_consistency",
+            identity="facebook/dino-vitb16",
             difference="a mean over clips, not over the frames of all clips",
         ),
         "background_consistency": Dimension(
             metric="frame_consistency",
             network="CLIP ViT-B/32",
             ours="any CLIP: `openai/clip-vit-base-patch32` is VBench's",
-            same_network=True,
+            role="frame_consistency",
+            identity="openai/clip-vit-base-patch32",
             difference="a mean over clips, not over the frames of all clips",
         ),
         "temporal_flickering": Dimension(
             metric="temporal_flickering",
             network="none",
             ours="none",
-            same_network=True,
             difference="VBench leaves out clips that move, by RAFT; here every clip counts",
         ),
         "motion_smoothness": Dimension(
             metric="motion_smoothness",
             network="AMT-S, frame interpolation",
             ours="RAFT, warped to the middle",
-            same_network=False,
+            role="flow",
             difference="what becomes visible between two frames is not painted, so values lie somewhat lower",
         ),
         "dynamic_degree": Dimension(
             metric="dynamic_degree",
             network="RAFT (things), 20 updates",
             ours="RAFT (things), 12 updates",
-            same_network=True,
+            role="flow",
+            identity="raft",
             difference="frames below 256 pixels are enlarged for RAFT; in a clip of two frames one pair must move,"
             " while VBench calls all such clips dynamic",
         ),
@@ -76,7 +113,7 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
             scale=0.01,
             network="ViCLIP, one vector for 8 frames",
             ours="any CLIP, one vector a frame",
-            same_network=False,
+            role="clip",
             difference="a cosine of frames and prompt, not of the whole clip and prompt",
         ),
     }
@@ -86,18 +123,33 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
 assert all(dimension.metric in METRICS for dimension in VBENCH.values())
 
 
-def vbench_scores(metrics: Mapping[str, float | None], consistency: str | None = None) -> dict[str, float]:
+def vbench_scores(
+    metrics: Mapping[str, float | None], *, consistency: str | None = None, networks: Mapping[str, str] | None = None
+) -> list[VBenchScore]:
     """A report's metrics under VBench's names, on VBench's scale.
 
     Args:
         metrics: Numbers by our names, as `GenerationReport.metrics`; others than VBench's are left out.
-        consistency: Which dimension `frame_consistency` stands for: "subject_consistency" when its features are of a
-            vision model as DINO, "background_consistency" when they are of a CLIP; None: neither, as of EfficientNet.
+        consistency: Which dimension `frame_consistency` stands for: "background_consistency" when its features are of a
+            CLIP, "subject_consistency" when they are of another network of pictures; None: neither.
+        networks: The networks that were used, by role, as in a report's protocol.
     """
     both = ("subject_consistency", "background_consistency")
-    result = {}
+    result: list[VBenchScore] = []
     for name, dimension in VBENCH.items():
         value = metrics.get(dimension.metric)
-        if value is not None and (name not in both or name == consistency):
-            result[name] = value * dimension.scale
+        if value is None or (name in both and name != consistency):
+            continue
+        used = "none" if dimension.role is None else (networks or {}).get(dimension.role, "not stated")
+        result.append(
+            VBenchScore(
+                name=name,
+                value=value * dimension.scale,
+                metric=dimension.metric,
+                vbench_network=dimension.network,
+                network=used,
+                same_network=dimension.role is None or used == dimension.identity,
+                difference=dimension.difference,
+            )
+        )
     return result

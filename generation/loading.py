@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.checks import check_weights as check_weights
 
 INDEX_FILE = "model_index.json"
 _TRUSTED_PACKAGES = ("diffusers", "transformers", "kinema")
@@ -62,33 +62,6 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise KinemaError(f"`{path}` must hold a JSON object")
     return index
-
-
-def check_weights(model: nn.Module, folder: Path) -> None:
-    """Checks that the safetensors files of a folder hold exactly the weights of a loaded model.
-
-    diffusers only logs what is missing and leaves those weights at random values.
-
-    Raises:
-        KinemaError: no safetensors file, an unreadable one, or names that differ.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise KinemaError(f"model folder `{folder}` must have a .safetensors file")
-    stored: set[str] = set()
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                stored.update(weights.keys())
-        except (SafetensorError, OSError) as error:
-            raise KinemaError(f"`{path}` is not readable as safetensors: {one_line(error)}") from error
-    wanted = set(model.state_dict())
-    if stored != wanted:
-        example = sorted(stored ^ wanted)[0]
-        raise KinemaError(
-            f"the weights in `{folder}` do not fit their config: {len(wanted - stored)} missing and "
-            f"{len(stored - wanted)} unknown, such as {example!r}"
-        )
 
 
 def check_parts(

@@ -24,7 +24,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.loading import check_parts, check_pipeline_folder, check_weights, one_line, quiet_loading
+from kinema.generation.loading import check_parts, check_pipeline_folder, one_line, quiet_loading
 from kinema.generation.text import (
     PromptWarning,
     TextEncoder,
@@ -36,6 +36,7 @@ from kinema.generation.text import (
 )
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.checks import check_weights
 from kinema.tokenizers.interface import latent_shape, pad_to_grid
 
 __all__ = ["KinemaPipeline", "KinemaPipelineOutput", "PromptWarning"]

@@ -5,19 +5,22 @@ REFERENCE and CLIPS are folders in which clips pair by name, whatever their kind
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinema.apps.commands.eval_common import (
+    FITTING_LEAST,
+    FITTING_OPTIONS,
+    OUTPUT_OPTIONS,
+    READING_OPTIONS,
     Outcome,
     Processes,
-    add_fitting_arguments,
-    add_output_arguments,
-    add_reading_arguments,
+    add_option,
+    add_options,
     check_at_least,
     check_outputs,
     fetch_in_turn,
-    processes,
-    publish,
+    fitting_of,
+    run_measure,
 )
 
 if TYPE_CHECKING:
@@ -38,17 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REFERENCE", help="a folder of clips as they should be")
     parser.add_argument("clips", metavar="CLIPS", help="a folder of clips of the same names, lengths and sizes")
     add_metrics_argument(parser)
-    add_fitting_arguments(parser)
-    add_output_arguments(parser)
-    add_reading_arguments(parser)
+    add_options(parser, FITTING_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def add_metrics_argument(parser: argparse.ArgumentParser) -> None:
     """Declare which frame metrics are measured."""
-    parser.add_argument(
+    add_option(
+        parser,
         "--metrics",
         nargs="+",
-        metavar="NAME",
         help="psnr ssim flicker (these without it), ms_ssim lpips_alex lpips_vgg vmaf warping_error fid kid",
     )
 
@@ -76,12 +77,13 @@ def networks_of(metrics: tuple[str, ...]) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, measure, report."""
-    check_at_least(arguments, {"num_frames": 1, "stride": 1, "resolution": 8})
-    check_outputs(arguments)
-    with processes(arguments.device) as state:
-        outcome = measure(arguments, state)
-        if state.is_main:
-            publish(outcome, arguments)
+    run_measure(arguments, check, measure)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` over a mistake that shows before the work."""
+    check_at_least(arguments, FITTING_LEAST)
+    check_outputs(arguments, {"reference": arguments.reference, "clips": arguments.clips})
 
 
 def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
@@ -107,11 +109,6 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
         outcome.headline = reconstruction_headline(result)
         outcome.sections = [reconstruction_section(result, clips=shown.rows())]
     return outcome
-
-
-def fitting_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How clips were read, for JSON."""
-    return {name: getattr(arguments, name) for name in ("num_frames", "stride", "resolution")}
 
 
 class Shown:

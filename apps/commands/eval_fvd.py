@@ -7,26 +7,28 @@ REAL may also be a file of statistics that was saved by `--save-statistics`.
 
 import argparse
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinema.apps.commands.eval_common import (
+    OUTPUT_OPTIONS,
+    READING_OPTIONS,
     Outcome,
     Processes,
-    add_output_arguments,
-    add_reading_arguments,
+    add_option,
+    add_options,
     check_at_least,
     check_outputs,
+    check_weights,
     fetch_in_turn,
-    processes,
-    publish,
+    run_measure,
 )
 from kinema.errors import KinemaError
-from kinema.files import check_input_file, check_output_file
 
 if TYPE_CHECKING:
     from kinema.eval.clips import ClipFile, ReadableClips
-    from kinema.eval.fvd import FVDResult, Protocol, ReferenceStatistics, VideoFeatures
+    from kinema.eval.fvd import Protocol, ReferenceStatistics, VideoFeatures
     from kinema.eval.report import Clips
 
 HELP = "Fréchet Video Distance of two folders of clips, with its protocol"
@@ -41,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("fake", metavar="FAKE", help="a folder of generated clips")
     add_protocol_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="windows at once (%(default)s)")
-    parser.add_argument("--weights", metavar="FILE", help="I3D weights; else those of `kinema weights fetch i3d`")
-    parser.add_argument(
+    add_option(parser, "--weights", help="I3D weights; else those of `kinema weights fetch i3d`")
+    add_option(
+        parser,
         "--metrics",
         nargs="*",
-        metavar="NAME",
         help="scores on the same features besides FVD: kvd mmd precision recall density coverage inception_score (all);"
         " without any, memory does not grow with the number of clips",
     )
@@ -57,8 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep REAL's statistics in this folder, or else in kinema's cache, and use them again",
     )
     parser.add_argument("--save-statistics", metavar="FILE", help="write REAL's statistics to a .safetensors file")
-    add_output_arguments(parser)
-    add_reading_arguments(parser)
+    add_options(parser, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,19 +91,14 @@ def make_protocol(arguments: argparse.Namespace) -> "Protocol":
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, measure, report."""
-    check(arguments)
-    with processes(arguments.device) as state:
-        outcome = measure(arguments, state)
-        if state.is_main:
-            publish(outcome, arguments)
+    run_measure(arguments, check, measure)
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise `KinemaError` over a mistake that shows before the work."""
     check_at_least(arguments, {"num_frames": 9, "stride": 1, "resolution": 1, "clips_per_video": 0, "batch_size": 1})
-    check_outputs(arguments, {"real": arguments.real, "--weights": arguments.weights})
-    if arguments.weights is not None:
-        check_input_file(arguments.weights, "--weights")
+    check_outputs(arguments, {"real": arguments.real, "fake": arguments.fake, "--weights": arguments.weights})
+    check_weights(arguments)
     if arguments.save_statistics is not None:
         _check_statistics(arguments)
 
@@ -125,9 +121,12 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     features = VideoFeatures(protocol, weights=arguments.weights, device=state.device, batch_size=arguments.batch_size)
     real_clips = state.clips(real, arguments, "real")
     fake_clips = state.clips(fake, arguments, "fake")
-    reference = saved or _reference(arguments, real_clips, features, state)
+    reference = saved or _reference(arguments, real_clips, features, extra, state)
+    if saved is not None:
+        real_clips.unreadable = dict(saved.unreadable)
     result = evaluate_fvd(reference or real_clips, fake_clips, features=features, extra=extra)
-    outcome = Outcome("Fréchet Video Distance", describe(result), result.as_dict())
+    # Its notes are printed where it is measured, as warnings.
+    outcome = Outcome("Fréchet Video Distance", result.describe(), result.as_dict())
     for side, clips in (("real", real_clips), ("fake", fake_clips)):
         outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
     if arguments.html is not None and state.is_main:
@@ -149,7 +148,6 @@ def _check_statistics(arguments: argparse.Namespace) -> None:
         raise KinemaError(f"`--save-statistics` (={path!r}) must end in .safetensors")
     if not Path(arguments.real).is_dir():
         raise KinemaError(f"`--save-statistics` (={path!r}) must go with a folder of clips as REAL")
-    check_output_file(path, overwrite=arguments.overwrite, name="--save-statistics")
 
 
 def _load_statistics(path: str) -> "ReferenceStatistics":
@@ -161,23 +159,39 @@ def _load_statistics(path: str) -> "ReferenceStatistics":
 
 
 def _reference(
-    arguments: argparse.Namespace, clips: "ReadableClips", features: "VideoFeatures", state: Processes
+    arguments: argparse.Namespace,
+    clips: "ReadableClips",
+    features: "VideoFeatures",
+    extra: Collection[str],
+    state: Processes,
 ) -> "ReferenceStatistics | None":
-    """Statistics of the real clips, where they are to be kept: those found, or new ones, which are saved."""
+    """Statistics of the real clips, where they are to be kept: those found, or new ones, which are saved.
+
+    The features of single clips are kept only where a score needs them.
+    """
     if arguments.statistics_dir is None and arguments.save_statistics is None:
         return None
 
-    from kinema.eval.fvd import ReferenceStatistics, hash_of_network, reference_statistics, statistics_path
+    from kinema.eval.fvd import (
+        ReferenceStatistics,
+        hash_of_network,
+        needs_real_features,
+        reference_statistics,
+        statistics_path,
+    )
 
     content = content_of(list(clips.clips))
     kept = None
     if arguments.statistics_dir is not None:
         folder = Path(arguments.statistics_dir) if arguments.statistics_dir else None
         kept = statistics_path(content, features.protocol, hash_of_network(features.network), folder)
-    if kept is not None and kept.is_file():
-        statistics = ReferenceStatistics.load(kept)
+    keep_features = needs_real_features(extra)
+    statistics = ReferenceStatistics.load(kept) if kept is not None and kept.is_file() else None
+    if statistics is not None and (statistics.features is not None or not keep_features):
+        clips.adopt(statistics.unreadable)
     else:
-        statistics = reference_statistics(clips, content, features)
+        made = reference_statistics(clips, content, features, keep_features=keep_features)
+        statistics = replace(made, unreadable=clips.unreadable)
         if kept is not None and state.is_main:
             statistics.save(kept)
     if arguments.save_statistics is not None and state.is_main:
@@ -197,26 +211,6 @@ def content_of(clips: "list[ClipFile]") -> str:
         key = content_key(file for file in files if file.is_file())
         total.update(f"{clip.name}\0{key}\0".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
-
-
-def describe(result: "FVDResult") -> list[str]:
-    """The result as lines of text: the value, the other scores, the protocol, and what must be known."""
-    lines = [str(result)]
-    scores = [f"{name} {value:.4g}" for name, value in result.scores.items() if value is not None]
-    if scores:
-        lines.append(", ".join(scores))
-    protocol, network = result.protocol, result.protocol.network
-    sizes = "" if protocol.dataset is None else f"{_resize(protocol.dataset)}, then "
-    lines.append(
-        f"protocol {protocol.name}: windows {protocol.position}, {sizes}{_resize(network)}, "
-        f"covariance {protocol.covariance}, seed {protocol.seed}, weights {result.weights}"
-    )
-    return lines
-
-
-def _resize(resize: object) -> str:
-    kind = "antialiased" if getattr(resize, "antialias", False) else "not antialiased"
-    return f"{getattr(resize, 'mode', '')} to {getattr(resize, 'size', '')} ({kind})"
 
 
 def show_clips(title: str, clips: "list[ClipFile]", skipped: Collection[str]) -> "Clips | None":

@@ -8,27 +8,33 @@ the first clip by name is the first line's).
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.eval_common import (
+    OUTPUT_OPTIONS,
+    READING_OPTIONS,
     Outcome,
     Processes,
-    add_output_arguments,
-    add_reading_arguments,
+    add_option,
+    add_options,
+    check_at_least,
     check_outputs,
+    check_weights,
     fetch_in_turn,
-    processes,
-    publish,
+    make_distance,
+    run_measure,
 )
 from kinema.apps.commands.generate import check_numbers, given_options, read_prompts
 from kinema.errors import KinemaError
-from kinema.files import check_input_file, check_output_file
+from kinema.files import check_other_file, check_output_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinema.eval.fvd import FrechetVideoDistance, FVDResult
+    from kinema.eval.clips import ReadableClips
+    from kinema.eval.fvd import FrechetVideoDistance, FVDResult, LenientDistance
     from kinema.eval.generation import GenerationReport
     from kinema.eval.report import Clips
 
@@ -41,18 +47,18 @@ SHOWN = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.set_defaults(run=run)
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="a text file (UTF-8) with a prompt a line")
-    parser.add_argument("--model", metavar="DIR", help="a pipeline's folder; else the embedded model")
+    add_option(parser, "--prompts", required=True)
+    add_option(parser, "--model")
     parser.add_argument("--clips", metavar="DIR", help="clips that were made already, one a prompt, in this order")
     parser.add_argument("--out-dir", metavar="DIR", help="keep the clips here: 0000.mp4 is the first line's")
-    parser.add_argument(
+    add_option(
+        parser,
         "--metrics",
         nargs="+",
-        metavar="NAME",
         help="clip_score frame_consistency dynamic_degree motion_smoothness temporal_flickering, with --reference also"
         " stream_t stream_f stream_d; else all that need nothing that is not given",
     )
-    parser.add_argument("--clip", metavar="MODEL", help="the CLIP of clip_score: a hub id or a folder")
+    add_option(parser, "--clip")
     parser.add_argument("--frame-network", metavar="NAME", help="features of frames; else efficientnet-lite0")
     parser.add_argument(
         "--flow-side",
@@ -62,39 +68,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream-frames", type=int, metavar="N", help="frames of a clip that STREAM looks at (16)")
     parser.add_argument("--reference", metavar="DIR", help="a folder of real clips, for STREAM and FVD")
+    parser.add_argument("--reference-stride", type=int, metavar="N", help="take every Nth frame of the real clips (1)")
+    parser.add_argument(
+        "--reference-resolution",
+        type=int,
+        metavar="PIXELS",
+        help="scale the real clips to this short side and cut out the square in the middle; else as they are",
+    )
     parser.add_argument("--fvd", metavar="PROTOCOL", help="also FVD under this protocol, against --reference")
-    parser.add_argument("--weights", metavar="FILE", help="I3D weights for FVD; else those of `kinema weights`")
+    add_option(parser, "--weights", help="I3D weights for FVD; else those of `kinema weights`")
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
     parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
     parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="else the model's own")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
+    add_option(parser, "--seed")
     parser.add_argument("--fps", type=float, help="frames a second of the clips; else as the model or the files say")
-    add_output_arguments(parser)
-    add_reading_arguments(parser)
+    add_options(parser, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, generate, measure, report."""
-    check(arguments)
-    with processes(arguments.device) as state:
-        outcome = measure(arguments, state)
-        if state.is_main:
-            publish(outcome, arguments)
+    run_measure(arguments, check, measure)
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise `KinemaError` over a mistake that shows before the work."""
     check_numbers(arguments)
-    for name, least in (("flow_side", 1), ("stream_frames", 2)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= {least}")
-    check_outputs(arguments, {"--prompts": arguments.prompts, "--weights": arguments.weights})
+    # Four frames: STREAM fits a line to two frequencies.
+    least = {"flow_side": 1, "stream_frames": 4, "reference_stride": 1, "reference_resolution": 8}
+    check_at_least(arguments, least)
+    inputs = {f"--{name}": getattr(arguments, name) for name in ("prompts", "clips", "reference", "weights")}
+    check_outputs(arguments, inputs)
     _check_combinations(arguments)
-    if arguments.weights is not None:
-        check_input_file(arguments.weights, "--weights")
+    check_weights(arguments)
     prompts = read_prompts(arguments.prompts)
     if arguments.out_dir is not None:
         for output in _outputs(arguments.out_dir, len(prompts)):
@@ -102,55 +109,85 @@ def check(arguments: argparse.Namespace) -> None:
 
     from kinema.eval.generation import check_metrics
 
-    check_metrics(chosen_metrics(arguments), clip=arguments.clip is not None, reference=arguments.reference is not None)
+    check_metrics(
+        chosen_metrics(arguments)[0],
+        clip=arguments.clip is not None,
+        reference=arguments.reference is not None,
+        stream_frames=arguments.stream_frames,
+        **known_numbers(arguments),
+    )
 
 
-def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
-    """What `run` reports."""
-    from kinema.eval.clips import list_clips
-    from kinema.eval.fvd import FrechetVideoDistance, find_protocol
+def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = False) -> Outcome:
+    """What `run` reports.
+
+    Args:
+        arguments: The command's.
+        state: The processes.
+        lenient: Leave FVD and metrics of sets out where they cannot be measured, and say so.
+    """
+    from kinema.eval.fvd import find_protocol
     from kinema.eval.generation import evaluate_generation
+    from kinema.eval.generation.table import STREAM_FRAMES
 
-    metrics = chosen_metrics(arguments)
-    protocol = None if arguments.fvd is None else find_protocol(arguments.fvd)
-    reference = None
-    if arguments.reference is not None:
-        reference = state.clips(list_clips(arguments.reference, argument="--reference"), arguments, "--reference")
+    metrics, missing = chosen_metrics(arguments)
+    if arguments.fvd is not None:
+        find_protocol(arguments.fvd)  # a mistake in its name shows before weights are fetched
     source = _source(arguments, state)
     fetch_in_turn(state, *_networks(arguments, metrics))
+    unreadable: dict[str, str] = {}
     distance = None
-    if protocol is not None:
-        distance = FrechetVideoDistance(protocol, weights=arguments.weights, device=state.device)
-        distance.to(state.device)  # processes with GPUs add their sums there
+    if arguments.fvd is not None:
+        distance = make_distance(arguments.fvd, arguments, state, lenient=lenient)
+        clips = _reference(arguments, state)
+        distance.update_clips(clips, real=True)  # first: what is wrong with them shows before the others are made
+        unreadable |= clips.unreadable
+    reference = None
+    if arguments.reference is not None:
+        reference = _reference(arguments, state, num_frames=arguments.stream_frames or STREAM_FRAMES)
     watcher = Watcher(state, distance)
     result = evaluate_generation(
         source.clips,
         metrics,
         reference=reference,
         watch=watcher,
+        lenient=lenient,
         clip=arguments.clip,
         frame_network=arguments.frame_network,
         device=state.device,
         fps=source.fps,
         **_given(arguments, "flow_side", "stream_frames"),
     )
-    fvd = None
-    if distance is not None and reference is not None:
-        distance.update_windows(distance.video_features.windows(reference), real=True)
-        fvd = distance.result()
+    fvd = None if distance is None else distance.result()
     outcome = Outcome(f"Clips of {source.name}", describe(result), result.as_dict())
-    outcome.figures |= {"model": source.name, "generation": source.settings}
-    outcome.unreadable = source.unreadable | ({} if reference is None else reference.unreadable)
+    outcome.figures |= {"model": source.name, "generation": source.settings, "reference": _fitting(arguments)}
+    unreadable |= {} if reference is None else reference.unreadable
+    outcome.unreadable = source.unreadable | {f"reference/{name}": reason for name, reason in unreadable.items()}
+    if distance is not None and fvd is None:
+        missing["fvd"] = str(getattr(distance, "failure", None))
+    outcome.leave_out({**missing, **result.not_measured})
     if fvd is not None:
         details = fvd.as_dict()
         outcome.figures |= {key: details[key] for key in ("fvd", "fvd_infinity", "fvd_interval")}
         outcome.figures["fvd_details"] = details
-        outcome.lines.append(str(fvd))
-        outcome.notes = list(fvd.notes)
-        outcome.lines += [f"note: {note}" for note in fvd.notes]
+        outcome.add_fvd(fvd)
     if arguments.html is not None and state.is_main:
         _add_page(outcome, result, watcher.rows(source.fps), fvd)
     return outcome
+
+
+def _reference(arguments: argparse.Namespace, state: Processes, num_frames: int | None = None) -> "ReadableClips":
+    """This process's share of the real clips: their first frames, or all of them."""
+    from kinema.eval.clips import list_clips, read_fitted
+
+    share = state.clips(list_clips(arguments.reference, argument="--reference"), arguments, "--reference")
+    share.read = partial(read_fitted, num_frames=num_frames, **_fitting(arguments))
+    return share
+
+
+def _fitting(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the real clips are read."""
+    return {"stride": arguments.reference_stride or 1, "resolution": arguments.reference_resolution}
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -186,6 +223,8 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
     if arguments.clips is None:
         if arguments.out_dir is not None and Path(arguments.out_dir).exists() and not Path(arguments.out_dir).is_dir():
             raise KinemaError(f"`--out-dir` (={arguments.out_dir!r}) must be a folder, and it is a file")
+        if arguments.out_dir is not None and arguments.reference is not None:
+            check_other_file(arguments.out_dir, "--out-dir", {"--reference": arguments.reference})
         return
     for name in ("model", "out_dir", "num_frames", "height", "width", "num_steps", "guidance_scale"):
         value = getattr(arguments, name)
@@ -194,15 +233,33 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
             raise KinemaError(f"`{option}` (={value!r}) must not go with `--clips`, which are made already")
 
 
-def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """Those that were asked for; else all that need nothing that was not given."""
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those that were asked for; else all that need nothing that was not given, and why some of them are left out."""
     from kinema.eval.generation import DEFAULT_METRICS, METRICS
+    from kinema.eval.generation.table import too_little
 
     if arguments.metrics is not None:
-        return tuple(arguments.metrics)
+        return tuple(arguments.metrics), {}
     text = ("clip_score",) if arguments.clip is not None else ()
-    stream = tuple(name for name in METRICS if METRICS[name].kind == "set") if arguments.reference is not None else ()
-    return (*text, *DEFAULT_METRICS, *stream)
+    sets = [name for name in METRICS if METRICS[name].kind == "set"] if arguments.reference is not None else []
+    numbers = known_numbers(arguments)
+    reasons = {name: too_little(name, stream_frames=arguments.stream_frames, **numbers) for name in sets}
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    return (*text, *DEFAULT_METRICS, *(name for name in sets if name not in missing)), missing
+
+
+def known_numbers(arguments: argparse.Namespace) -> dict[str, int | None]:
+    """Of clips and of frames, as far as they are known before the work."""
+    from kinema.eval.clips import list_clips
+
+    reference = None
+    if arguments.reference is not None:
+        reference = len(list_clips(arguments.reference, argument="--reference"))
+    return {
+        "num_clips": len(read_prompts(arguments.prompts)),
+        "num_reference": reference,
+        "num_frames": arguments.num_frames,
+    }
 
 
 @dataclass
@@ -230,7 +287,7 @@ def _source(arguments: argparse.Namespace, state: Processes) -> Source:
 
 
 def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
-    from kinema.eval.clips import list_clips, read_fps
+    from kinema.eval.clips import first_fps, list_clips
 
     files = list_clips(arguments.clips, argument="--clips")
     if len(files) != len(prompts):
@@ -244,7 +301,7 @@ def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processe
             yield name, frames, by_name[name]
         unreadable.update(readable.unreadable)
 
-    fps = arguments.fps or read_fps(files[0], 8.0)
+    fps = arguments.fps or first_fps(files, 8.0)
     return Source(read(), Path(arguments.clips).resolve().name, fps, {}, unreadable)
 
 
@@ -285,7 +342,7 @@ class Watcher:
         distance: Counts all clips.
     """
 
-    def __init__(self, state: Processes, distance: "FrechetVideoDistance | None") -> None:
+    def __init__(self, state: Processes, distance: "FrechetVideoDistance | LenientDistance | None") -> None:
         self.distance = distance
         self._most = SHOWN if state.is_main else 0
         self._kept: list[tuple[Tensor, str]] = []
@@ -313,4 +370,8 @@ def describe(result: "GenerationReport") -> list[str]:
     from kinema.eval.report import number
 
     lines = [f"{len(result.clips)} clips, {result.num_frames} frames"]
-    return lines + [f"{METRICS[name].title:22}{number(value):>12}" for name, value in result.metrics.items()]
+    lines += [f"{METRICS[name].title:22}{number(value):>12}" for name, value in result.metrics.items()]
+    for score in result.vbench():
+        network = "" if score.network == "none" else f" (network {score.network}; VBench's: {score.vbench_network})"
+        lines.append(f"VBench {score.name} {number(score.value)}{network}")
+    return lines

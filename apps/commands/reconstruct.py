@@ -18,6 +18,7 @@ from kinema.files import check_input_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kinema.tokenizers.base import LatentTokenizer
     from kinema.video import VideoReader
 
 HELP = "a clip through a tokenizer and back, and how well it survives"
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("input", metavar="IN", help="a video file, of any length and size")
     parser.add_argument("output", metavar="OUT", help="the file to make: .mp4, .mkv or .mov")
-    parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer's folder; else the embedded general one")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="a folder of kinema's or diffusers', a VidTok checkpoint or a hub id; else the embedded general one",
+    )
     parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that came back")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
     parser.add_argument("--window-frames", type=int, metavar="N", help="frames at once; else as many as fit in memory")
@@ -106,8 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
         VideoReader(arguments.input, name="input") as reader,
         VideoWriter(arguments.output, reader.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out,
     ):
-        for frames in windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio):
-            out.write(reconstruct_window(tokenizer, frames, scores))
+        pieces = windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio)
+        for frames in reconstruct_pieces(tokenizer, pieces, scores):
+            out.write(frames)
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{scores.num_frames} frames")
     if sys.stderr.isatty():
@@ -141,8 +147,49 @@ def windows(reader: "VideoReader", window_frames: int | None, temporal_ratio: in
         yield torch.stack(pending)
 
 
-def reconstruct_window(tokenizer: Any, frames: "Tensor", scores: Scores) -> "Tensor":
-    """Frames, uint8 `(t, h, w, 3)`, through the tokenizer and back; counts them in `scores`."""
+def reconstruct_pieces(tokenizer: Any, pieces: "Iterator[Tensor]", scores: Scores) -> "Iterator[Tensor]":
+    """Frames, uint8 `(t, h, w, 3)`, through the tokenizer and back; counts them in `scores`.
+
+    kinema's tokenizers take the pieces as one stream, and the result is that of the whole clip; for others each piece is
+    a clip of its own.
+    """
+    from kinema.tokenizers.base import LatentTokenizer
+
+    if isinstance(tokenizer, LatentTokenizer):
+        yield from _as_stream(tokenizer, pieces, scores)
+    else:
+        for frames in pieces:
+            yield _as_clip(tokenizer, frames, scores)
+
+
+def _as_stream(tokenizer: "LatentTokenizer", pieces: "Iterator[Tensor]", scores: Scores) -> "Iterator[Tensor]":
+    import torch
+
+    from kinema.video import to_float, to_uint8
+
+    waiting: list[Tensor] = []  # frames that have gone in and not yet come out
+
+    def inputs() -> "Iterator[Tensor]":
+        for frames in pieces:
+            waiting.append(frames)
+            yield to_float(frames).to(tokenizer.device)
+
+    def latents() -> "Iterator[Tensor]":
+        for part in tokenizer.encode_stream(inputs()):
+            scores.latent_values += part.numel()
+            yield part
+
+    for video in tokenizer.decode_stream(latents()):
+        wanted = torch.cat(waiting)
+        height, width = wanted.shape[1:3]
+        # The last latent step may have been filled up.
+        result = to_uint8(video[0, :, : len(wanted), :height, :width].cpu())
+        wanted, waiting[:] = wanted[: len(result)], [wanted[len(result) :]]
+        scores.add(wanted, result)
+        yield result
+
+
+def _as_clip(tokenizer: Any, frames: "Tensor", scores: Scores) -> "Tensor":
     import torch
 
     from kinema.video import to_float, to_uint8

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 
 from kinema.eval.distributions import GaussianStatistics, frechet_distance
 from kinema.eval.frames.table import SetMeasure
+from kinema.eval.summaries import place_state
 
 
 class FrameFID(Metric):
@@ -56,4 +57,4 @@ class FrameFID(Metric):
 
 def make(device: torch.device, weights: Path | None = None) -> SetMeasure:
     """The measure of the table; its sums stay on the CPU, or on the GPU, where processes can exchange them."""
-    return FrameFID().to(device if device.type == "cuda" else "cpu")
+    return place_state(FrameFID(), device)

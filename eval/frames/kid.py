@@ -10,6 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from kinema.eval.distributions import kernel_distance
 from kinema.eval.frames.table import SetMeasure
+from kinema.eval.summaries import place_state
 
 
 class FrameKID(Metric):
@@ -46,4 +47,4 @@ class FrameKID(Metric):
 
 def make(device: torch.device, weights: Path | None = None) -> SetMeasure:
     """The measure of the table; its features stay on the CPU, or on the GPU, where processes can exchange them."""
-    return FrameKID().to(device if device.type == "cuda" else "cpu")
+    return place_state(FrameKID(), device)

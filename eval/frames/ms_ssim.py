@@ -10,8 +10,11 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from kinema.eval.frames.pixels import Clip, as_pair, by_image, check_side
 from kinema.eval.frames.table import FrameMeasure
 
-MIN_SIDE = 176
-"""Pixels: the window of 11 pixels must fit after four halvings."""
+WINDOW = 11
+"""Pixels a side, torchmetrics' own."""
+
+MIN_SIDE = WINDOW * 2**4
+"""Pixels: the window must fit after four halvings."""
 
 
 def ms_ssim(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
@@ -25,7 +28,7 @@ def ms_ssim(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
         clip: The same shape.
 
     Raises:
-        KinemaError: Shapes differ, values are out of range, or frames are smaller than 176 pixels.
+        KinemaError: Shapes differ, values are out of range, or frames are smaller than `MIN_SIDE`, 176 pixels.
     """
     a, b = as_pair(reference, clip)
     check_side(b, MIN_SIDE, "MS-SSIM")

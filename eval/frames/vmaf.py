@@ -24,8 +24,8 @@ def vmaf(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
     """VMAF of every frame, 0 to 100; a clip's is the mean of its frames', libvmaf's own default.
 
     The model was fitted to people's opinions of 1080p video; of small frames it tells the better from the worse, no
-    more. It looks at luma (BT.709, limited range) alone, and at what moves: the first frame of a clip counts as still,
-    and equal frames get less than 100 where little moves.
+    more. It looks at luma alone (BT.601, limited range: what ffmpeg makes of RGB frames), and at what moves: the first
+    frame of a clip counts as still, and equal frames get less than 100 where little moves.
 
     Args:
         reference: float in [-1, 1] (rounded to levels), or uint8; three colours.
@@ -46,7 +46,7 @@ def _vmaf_of_clip(reference: UInt8[Tensor, "t h w 3"], clip: UInt8[Tensor, "t h 
     num_frames, height, width, _ = clip.shape
     stacked = torch.cat([reference, clip], dim=1).contiguous()
     # 4:4:4 takes odd sizes; libvmaf reads luma alone, so its value does not depend on how colours are sampled.
-    luma = "scale=out_color_matrix=bt709:out_range=limited,format=yuv444p"
+    luma = "scale=out_color_matrix=bt601:out_range=limited,format=yuv444p"
     graph = (
         f"[0:v]split[top][bottom];[top]crop={width}:{height}:0:0,{luma}[reference];"
         f"[bottom]crop={width}:{height}:0:{height},{luma}[clip];"

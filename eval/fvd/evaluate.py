@@ -54,21 +54,12 @@ def evaluate_fvd(
     """
     features = features or VideoFeatures(protocol, weights=weights, device=device, batch_size=batch_size)
     metric = FrechetVideoDistance(features=features, extra=extra)
-    if features.device.type == "cuda":
-        metric.to(features.device)  # processes with GPUs add their sums there
-    sizes: set[tuple[int, int]] = set()
     if isinstance(real, ReferenceStatistics):
         metric.add_reference(real)
     else:
-        metric.update_windows(features.windows(_watched(real, "real", sizes)), real=True)
-    metric.update_windows(features.windows(_watched(fake, "fake", sizes)), real=False)
+        metric.update_clips(_watched(real, "real"), real=True)
+    metric.update_clips(_watched(fake, "fake"), real=False)
     result = metric.result(resamples=resamples)
-    if len(sizes) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:5])
-        note = (
-            f"clips have {len(sizes)} sizes ({listed}{', ...' if len(sizes) > 5 else ''}): sharpness differs with them"
-        )
-        result = FVDResult(**{**vars(result), "notes": (*result.notes, note)})
     if not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0):
         for note in result.notes:
             _log.warning("FVD: %s", note)
@@ -92,21 +83,18 @@ def reference_statistics(
         KinemaError: Fewer than two clips, or a clip that is too short.
     """
     metric = FrechetVideoDistance(features=features, extra=EXTRAS if keep_features else ())
-    if features.device.type == "cuda":
-        metric.to(features.device)
-    metric.update_windows(features.windows(_watched(clips, "real", set())), real=True)
+    metric.update_clips(_watched(clips, "real"), real=True)
     statistics = metric.real_statistics(content)
     if statistics.num_clips < 2:
         raise KinemaError(f"`real` (={statistics.num_clips} clips) must be at least 2 clips")
     return statistics
 
 
-def _watched(clips: NamedClips, side: str, sizes: set[tuple[int, int]]) -> Iterator[tuple[str, Tensor]]:
-    """The clips as they come, with a progress bar on a terminal; `sizes` collects their heights and widths."""
+def _watched(clips: NamedClips, side: str) -> Iterator[tuple[str, Tensor]]:
+    """The clips as they come, with a progress bar on a terminal."""
     for name, frames in tqdm(clips, desc=f"{side} clips", unit="clip", disable=None):
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:
             raise KinemaError(
                 f"clip {name!r} (of shape {tuple(frames.shape)}, {frames.dtype}) must be `t h w 3` in uint8"
             )
-        sizes.add((int(frames.shape[1]), int(frames.shape[2])))
         yield name, frames

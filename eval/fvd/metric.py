@@ -21,30 +21,37 @@ from kinema.eval.distributions import (
     kernel_distance,
     manifold_scores,
 )
-from kinema.eval.fvd.features import NamedWindow, VideoFeatures
+from kinema.eval.fvd.features import NamedClips, NamedWindow, VideoFeatures
 from kinema.eval.fvd.groups import MIN_CLIPS, GroupedSums, fvd_at_infinity, fvd_interval
 from kinema.eval.fvd.protocols import Protocol
 from kinema.eval.fvd.result import FVDResult
 from kinema.eval.fvd.statistics import ReferenceStatistics, hash_of_network
+from kinema.eval.summaries import gather, place_state
 
 EXTRAS = ("kvd", "mmd", "precision", "recall", "density", "coverage", "inception_score")
 """Scores on the same features besides FVD; they need the features themselves, 1.6 kB a clip."""
 
+_WITHOUT_FEATURES = ("inception_score",)  # those of `EXTRAS` that need no features of the real clips
 _NEIGHBOURS = 5
 _MANIFOLD = EXTRAS[2:6]
+
+
+def needs_real_features(extra: Iterable[str]) -> bool:
+    """Whether scores of `EXTRAS` need the features of the real clips, not their sums alone."""
+    return bool(set(extra) - set(_WITHOUT_FEATURES))
 
 
 class FrechetVideoDistance(Metric):
     """Fréchet Video Distance (Unterthiner et al. 2018) between real and fake videos.
 
-    The state is sums of features in 16 groups of clips, in float64; processes add theirs.
+    The state is sums of features in 16 groups of clips, in float64; processes add theirs, and one may have no clip.
 
     Args:
         protocol: How videos become what the network sees, by name or as a whole.
         extra: Scores of `EXTRAS` to compute too; they keep the features.
         features: The pass to use, with its protocol; it takes the place of the arguments that follow.
         weights: A file of I3D weights; None fetches them.
-        device: Where the network runs; `.to` moves the sums.
+        device: Where the network runs, and on a GPU the sums, too; `.to` moves them.
         batch_size: Windows a pass.
         **kwargs: Of `torchmetrics.Metric`.
 
@@ -93,6 +100,8 @@ class FrechetVideoDistance(Metric):
             self.add_state(f"{side}_outer", sums.outer, dist_reduce_fx="sum")
             self.add_state(f"{side}_digest", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{side}_features", [], dist_reduce_fx="cat")
+        self._sizes: dict[bool, set[tuple[int, int]]] = {True: set(), False: set()}
+        place_state(self, self.video_features.device)
 
     def update(
         self,
@@ -128,11 +137,16 @@ class FrechetVideoDistance(Metric):
         self._update_count += 1
         self._computed = None
 
+    def update_clips(self, clips: NamedClips, real: bool) -> None:
+        """Take whole clips in that come one by one, of any sizes: the protocol's windows are cut from them."""
+        self.update_windows(self.video_features.windows(clips), real)
+
     def _accumulate(self, batch: list[NamedWindow], features: Float[Tensor, "b d"], real: bool) -> None:
         self._sums(real).update(features, [name for name, _ in batch])
         digest = self.real_digest if real else self.fake_digest
         digest += sum(digest_of(clip) for _, clip in batch)
-        if self.extra and (not real or set(self.extra) != {"inception_score"}):
+        self._sizes[real] |= {(int(clip.shape[-2]), int(clip.shape[-1])) for _, clip in batch}
+        if needs_real_features(self.extra) if real else self.extra:
             (self.real_features if real else self.fake_features).append(features.to(digest.device))
 
     def add_reference(self, reference: ReferenceStatistics) -> None:
@@ -143,12 +157,11 @@ class FrechetVideoDistance(Metric):
                 needs.
         """
         reference.check(self.protocol, self._weights_hash)
-        needs_features = set(self.extra) - {"inception_score"}
+        needs_features = needs_real_features(self.extra)
         if needs_features and reference.features is None:
-            raise KinemaError(
-                f"`extra` (={', '.join(sorted(needs_features))}) must be left out: the reference statistics have no "
-                "features"
-            )
+            names = ", ".join(sorted(set(self.extra) - set(_WITHOUT_FEATURES)))
+            raise KinemaError(f"`extra` (={names}) must be left out: the reference statistics have no features")
+        self._sizes[True] |= reference.sizes
         if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
             return
         for mine, theirs in zip(
@@ -159,6 +172,17 @@ class FrechetVideoDistance(Metric):
             mine += theirs.to(mine.device)
         if needs_features and reference.features is not None:
             self.real_features.append(reference.features.to(self.real_sum.device))
+
+    def reset(self) -> None:
+        """Forget all clips."""
+        super().reset()
+        self._sizes = {True: set(), False: set()}
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As torchmetrics', for processes without a clip, too: they must have something of the same width to gather."""
+        if not self._is_synced:
+            self._fill()
+        super().sync(*args, **kwargs)
 
     def compute(self) -> Float[Tensor, ""]:
         """The distance.
@@ -177,8 +201,9 @@ class FrechetVideoDistance(Metric):
         Raises:
             KinemaError: Fewer than two clips on a side.
         """
+        sizes = self._all_sizes()
         with self._whole():
-            return self._result(resamples)
+            return self._result(resamples, sizes[True] | sizes[False])
 
     def real_statistics(self, content: str) -> ReferenceStatistics:
         """Statistics of the real clips, to be saved; in several processes all must call this.
@@ -186,6 +211,7 @@ class FrechetVideoDistance(Metric):
         Args:
             content: What identifies the set, as `content_key` of its files.
         """
+        sizes = self._all_sizes()
         with self._whole():
             sums = self._sums(True)
             features = _joined(self.real_features)
@@ -195,18 +221,26 @@ class FrechetVideoDistance(Metric):
                 content=content,
                 digest=int(self.real_digest),
                 sums=GroupedSums(sums.count.clone(), sums.sum.clone(), sums.outer.clone()),
-                features=features.cpu() if set(self.extra) - {"inception_score"} else None,
+                features=features.cpu() if needs_real_features(self.extra) else None,
+                sizes=frozenset(sizes[True]),
             )
 
     def _whole(self) -> AbstractContextManager[None]:
         """Inside, the state is that of all processes."""
-        for features in (self.real_features, self.fake_features):
-            if isinstance(features, list) and not features:
-                # Processes with nothing must have something to gather, too.
-                features.append(self.real_sum.new_empty(0, self.real_sum.shape[1], dtype=torch.float32))
+        self._fill()
         return self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync)
 
-    def _result(self, resamples: int) -> FVDResult:
+    def _fill(self) -> None:
+        for features in (self.real_features, self.fake_features):
+            if isinstance(features, list) and not features:
+                features.append(self.real_sum.new_empty(0, self.real_sum.shape[1], dtype=torch.float32))
+
+    def _all_sizes(self) -> dict[bool, set[tuple[int, int]]]:
+        """Heights and widths of the clips of all processes."""
+        shares = gather(self._sizes) if self._to_sync else [self._sizes]
+        return {side: {size for share in shares for size in share[side]} for side in (True, False)}
+
+    def _result(self, resamples: int, sizes: set[tuple[int, int]]) -> FVDResult:
         value = self._value()
         real, fake, covariance = self._sums(True), self._sums(False), self.protocol.covariance
         num_real, num_fake = int(real.count.sum()), int(fake.count.sum())
@@ -222,7 +256,7 @@ class FrechetVideoDistance(Metric):
             infinity=0.0 if same else fvd_at_infinity(real, fake, covariance),
             interval=(0.0, 0.0) if same else fvd_interval(real, fake, covariance, resamples=resamples),
             scores=self._scores(same),
-            notes=() if same else _notes(num_real, num_fake, bias),
+            notes=() if same else _notes(num_real, num_fake, bias, sizes),
         )
 
     def _sums(self, real: bool) -> GroupedSums:
@@ -275,7 +309,7 @@ def _joined(features: list[Tensor] | Tensor) -> Tensor:
     return features if isinstance(features, Tensor) else torch.cat(features)
 
 
-def _notes(num_real: int, num_fake: int, bias: float) -> tuple[str, ...]:
+def _notes(num_real: int, num_fake: int, bias: float, sizes: set[tuple[int, int]]) -> tuple[str, ...]:
     notes: list[str] = []
     if min(num_real, num_fake) < MIN_CLIPS:
         notes.append(
@@ -284,4 +318,8 @@ def _notes(num_real: int, num_fake: int, bias: float) -> tuple[str, ...]:
         )
     if num_real != num_fake:
         notes.append(f"{num_real} real and {num_fake} fake clips: all are measured, and none is resampled")
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:5])
+        more = ", ..." if len(sizes) > 5 else ""
+        notes.append(f"clips have {len(sizes)} sizes ({listed}{more}): sharpness differs with them")
     return tuple(notes)

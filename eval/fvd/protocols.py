@@ -40,6 +40,12 @@ class Resize:
     antialias: bool
     round: Literal["none", "nearest", "down"] = "none"
 
+    def __str__(self) -> str:
+        how = "stretched" if self.mode == "stretch" else "scaled and cropped"
+        antialias = "antialiased" if self.antialias else "not antialiased"
+        levels = {"none": "not rounded", "nearest": "rounded", "down": "rounded down"}[self.round]
+        return f"{how} to {self.size} (bilinear, {antialias}, {levels})"
+
     def __call__(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t _ _"]:
         """The resized clip; levels 0..255 in and out."""
         batch, height, width = video.shape[0], video.shape[3], video.shape[4]
@@ -140,6 +146,19 @@ class Protocol:
             if published is None or getattr(published, field.name) != getattr(self, field.name)
         ]
         return settings
+
+    def __str__(self) -> str:
+        """Every setting on one line: without them a value means nothing."""
+        frames = "all frames" if self.num_frames is None else f"{self.num_frames} frames"
+        number = f"{self.clips_per_video or 'as many as there are'} a video"
+        first = "clips as they come" if self.dataset is None else f"clips {self.dataset}"
+        published = "" if self.num_videos is None else f", published with {self.num_videos} videos"
+        changed = self.as_dict()["changed"]
+        other = f", changed from the published one in {', '.join(changed)}" if changed else ""
+        return (
+            f"protocol {self.name}: windows of {frames} with stride {self.stride}, {number}, position {self.position}, "
+            f"seed {self.seed}; {first}, then {self.network}; covariance {self.covariance}{published}{other}"
+        )
 
     @property
     def key(self) -> str:

@@ -51,6 +51,23 @@ class FVDResult:
             "notes": list(self.notes),
         }
 
+    def describe(self, label: str = "FVD") -> list[str]:
+        """The value, the other scores and the whole protocol as lines of text, wherever the value is printed.
+
+        Args:
+            label: What the value is called, as "rFVD" for reconstructions.
+        """
+        lines = [str(self).replace("FVD", label, 1)]
+        scores = [f"{name} {value:.4g}" for name, value in self.scores.items() if value is not None]
+        if scores:
+            lines.append(", ".join(scores))
+        infinity = "none (too few clips)" if self.infinity is None else f"{self.infinity:.2f}"
+        return [
+            *lines,
+            f"bias at least {self.bias:.2f}, at infinity {infinity}",
+            f"{self.protocol}; weights {self.weights}",
+        ]
+
     def __str__(self) -> str:
         frames = "all" if self.protocol.num_frames is None else str(self.protocol.num_frames)
         spread = "" if self.interval is None else f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"

@@ -5,8 +5,8 @@ A file says of what, how and with which network it was made; with anything else 
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class ReferenceStatistics:
         digest: Sum of hashes of the windows, by which the same clips are known.
         sums: Sums over groups of clips.
         features: `n 400`, for the scores that need them; None where they were not kept.
+        sizes: Heights and widths of the clips.
+        unreadable: Why clips were skipped, by name.
     """
 
     protocol: Protocol
@@ -80,6 +82,8 @@ class ReferenceStatistics:
     digest: int
     sums: GroupedSums
     features: Float[Tensor, "n d"] | None = None
+    sizes: frozenset[tuple[int, int]] = frozenset()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_clips(self) -> int:
@@ -101,7 +105,13 @@ class ReferenceStatistics:
         tensors = {"count": self.sums.count, "sum": self.sums.sum, "outer": self.sums.outer}
         if self.features is not None:
             tensors["features"] = self.features
-        settings = {"weights": self.weights, "content": self.content, "digest": self.digest}
+        settings = {
+            "weights": self.weights,
+            "content": self.content,
+            "digest": self.digest,
+            "sizes": sorted(self.sizes),
+            "unreadable": dict(self.unreadable),
+        }
         metadata = {"kind": _KIND, "settings": json.dumps(settings), "protocol": json.dumps(asdict(self.protocol))}
         with atomic_path(path) as temporary:
             save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
@@ -125,6 +135,7 @@ class ReferenceStatistics:
         sums = GroupedSums(tensors["count"], tensors["sum"], tensors["outer"])
         try:
             settings = json.loads(metadata["settings"])
+            settings["sizes"] = frozenset((height, width) for height, width in settings.get("sizes", ()))
             protocol = _protocol_from(json.loads(metadata["protocol"]))
             return cls(protocol=protocol, sums=sums, features=tensors.get("features"), **settings)
         except (TypeError, KeyError, ValueError) as error:

@@ -9,8 +9,9 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.eval.generation.looks import Look, Networks
 from kinema.eval.generation.report import GeneratedClip, GenerationReport
+from kinema.eval.generation.sets import SetMeasures
 from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, check_metrics
-from kinema.eval.summaries import gather, mean, naming, number
+from kinema.eval.summaries import gather, mean, naming, number, total_length
 
 Frames = UInt8[Tensor, "_ _ _ 3"]
 """A clip `t h w 3` as it is in a file, of its own length and size."""
@@ -23,6 +24,7 @@ def evaluate_generation(
     reference: Iterable[tuple[str, Frames]] | None = None,
     networks: Networks | None = None,
     watch: Callable[[str, Frames, str], None] | None = None,
+    lenient: bool = False,
     **options: Any,
 ) -> GenerationReport:
     """Measures how well generated clips match their prompts, and how they move.
@@ -35,71 +37,65 @@ def evaluate_generation(
         reference: Name and frames of real clips, for STREAM; in several processes, each its own share.
         networks: The networks and their settings.
         watch: Is called with every clip's name, frames and prompt, to show or keep them.
+        lenient: Where a clip is too short for a metric of sets, leave this metric out; the report says why.
         **options: Of `Networks` (`clip`, `frame_network`, `device`, `weights`, `fps`, ...), when `networks`
             is not given.
 
     Raises:
         KinemaError: No clip, an unknown metric or one whose CLIP or reference clips are not given, a clip that a metric
-            cannot take (the message names it), or weights that cannot be had.
+            cannot take (the message names it), weights that cannot be had, or fewer clips than a metric of sets needs,
+            where their number is known beforehand. Where it is not, the metric is left out, and the report says why.
     """
     if networks is not None and options:
         raise KinemaError(f"`networks` must not be given together with {', '.join(f'`{name}`' for name in options)}")
     networks = networks or Networks(**options)
-    check_metrics(metrics, clip=networks.has_clip, reference=reference is not None)
+    check_metrics(
+        metrics,
+        clip=networks.has_clip,
+        reference=reference is not None,
+        num_clips=total_length(clips),
+        num_reference=total_length(reference),
+    )
     measures = {name: METRICS[name].make(networks) for name in metrics if METRICS[name].kind == "clip"}
-    # Metrics of one module come from one object, which sees every clip once.
-    modules = {METRICS[name].module: METRICS[name].make for name in metrics if METRICS[name].kind == "set"}
-    sets = [make(networks) for make in modules.values()]
+    sets = SetMeasures(metrics, networks, lenient=lenient)
 
+    num_reference = 0
+    # First, as it is quick: a mistake in the reference clips shows before the others are made.
+    for name, frames in (reference or ()) if sets else ():
+        sets.update(name, Look(frames, "", networks), real=True)
+        num_reference += 1
     found: list[GeneratedClip] = []
     for name, frames, prompt in clips:
         with naming(name):
-            found.append(_score(name, frames, prompt, networks, measures, sets))
+            look = _look(frames, prompt, networks)
+            found.append(_score(name, look, measures))
+        sets.update(name, look, real=False)
         if watch is not None:
             watch(name, frames, prompt)
-    num_reference = 0
-    for name, frames in (reference or ()) if sets else ():
-        with naming(name):
-            _update(sets, Look(frames, "", networks), real=True)
-        num_reference += 1
 
     shares = gather((found, num_reference))
     everything = sorted((clip for share, _ in shares for clip in share), key=lambda clip: clip.name)
     if not everything:
         raise KinemaError("`clips` (=0 of them) must be at least one clip")
-    # Known to all processes, so that none waits for another.
-    if sets and not all(share and count for share, count in shares):
-        raise KinemaError(
-            f"`clips` and `reference` must be at least one clip each for every one of {len(shares)} processes"
-        )
-    numbers = {key: number(value) for each in sets for key, value in each.compute().items()}
-    return _summarize(everything, metrics, numbers, networks, sum(count for _, count in shares))
+    total = sum(count for _, count in shares)
+    numbers, missing = sets.compute(len(everything), total)
+    return _summarize(everything, metrics, numbers, missing, networks, total)
 
 
-def _update(sets: Sequence[Any], look: Look, *, real: bool) -> None:
-    for each in sets:
-        each.update(look, real)
-
-
-def _score(
-    name: str,
-    frames: Frames,
-    prompt: str,
-    networks: Networks,
-    measures: Mapping[str, Callable[[Look], Any]],
-    sets: Sequence[Any],
-) -> GeneratedClip:
+def _look(frames: Frames, prompt: str, networks: Networks) -> Look:
     if not len(frames):
         raise KinemaError("`clip` (=0 frames) must be at least one frame")
-    look = Look(frames, prompt, networks)
+    return Look(frames, prompt, networks)
+
+
+def _score(name: str, look: Look, measures: Mapping[str, Callable[[Look], Any]]) -> GeneratedClip:
     scores = {key: measure(look) for key, measure in measures.items()}
-    _update(sets, look, real=False)
     return GeneratedClip(
         name=name,
-        prompt=prompt,
-        num_frames=len(frames),
-        height=frames.shape[1],
-        width=frames.shape[2],
+        prompt=look.prompt,
+        num_frames=look.num_frames,
+        height=look.clip.shape[3],
+        width=look.clip.shape[4],
         metrics={key: number(score.value) for key, score in scores.items()},
         curves={
             key: [number(value) for value in score.curve.tolist()]
@@ -113,6 +109,7 @@ def _summarize(
     clips: Sequence[GeneratedClip],
     metrics: Sequence[str],
     sets: Mapping[str, float | None],
+    missing: Mapping[str, str],
     networks: Networks,
     num_reference: int,
 ) -> GenerationReport:
@@ -127,4 +124,6 @@ def _summarize(
         curves={n: [mean(c.curves[n][i] for c in clips if i < c.num_frames) for i in range(longest)] for n in curves},
         clips=clips,
         num_reference=num_reference,
+        not_measured=missing,
+        consistency=networks.consistency,
     )

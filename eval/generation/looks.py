@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.features import FrameFeatures
+from kinema.eval.generation.table import STREAM_FRAMES
 from kinema.eval.motion.flow import FLOW_SIDE, load_flow
-from kinema.eval.motion.frame_networks import DEFAULT_FRAME_NETWORK, load_frame_network
+from kinema.eval.motion.frame_networks import DEFAULT_FRAME_NETWORK, CLIPFrameNetwork, load_frame_network
 from kinema.eval.text.clip import CLIPEncoder, load_clip
 
 
@@ -56,7 +57,7 @@ class Networks:
         device: torch.device | str = "cpu",
         weights: Mapping[str, Path] | None = None,
         fps: float = 8.0,
-        stream_frames: int = 16,
+        stream_frames: int = STREAM_FRAMES,
     ) -> None:
         self.device = torch.device(device)
         self.weights = weights or {}
@@ -68,6 +69,8 @@ class Networks:
         self._clip = clip
         self._frame_network = frame_network
         self._flow = flow
+        self.consistency: str | None = None
+        """The dimension of VBench that frame consistency stands for, by its features; None: they were not asked for."""
 
     @property
     def has_clip(self) -> bool:
@@ -125,9 +128,12 @@ class Networks:
         """
         if self._frame_network is None and self.has_clip:
             self.used["frame_consistency"] = self.clip.name
+            self.consistency = "background_consistency"
             return lambda look: look.clip_features
         assert self.frames  # loaded before the first clip, so that a mistake shows at once
         self.used["frame_consistency"] = self.used["frame_network"]
+        is_clip = isinstance(self.frames.network, CLIPFrameNetwork)
+        self.consistency = "background_consistency" if is_clip else "subject_consistency"
         return lambda look: look.frame_features
 
 
@@ -159,3 +165,9 @@ class Look:
     def frame_features(self) -> Float[Tensor, "t d"]:
         """Vectors of the frames by the frame network."""
         return self.networks.frames(self.clip)
+
+    def first_frame_features(self, num_frames: int) -> Float[Tensor, "_ d"]:
+        """`frame_features` of the first frames; of no others, unless they were asked for already."""
+        if "frame_features" in self.__dict__:
+            return self.frame_features[:num_frames]
+        return self.networks.frames(self.clip[:, :, :num_frames])

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinema.eval.reconstruction import ClipScores
+
+if TYPE_CHECKING:
+    from kinema.eval.vbench import VBenchScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,9 @@ class GenerationReport:
             as they go.
         clips: Each clip, in the order of names.
         num_reference: Reference clips.
+        not_measured: Why a metric that was asked for has no number, by metric.
+        consistency: The dimension of VBench that frame consistency stands for, by the network of its features: the
+            subject's, or the background's of a CLIP; None: it was not measured.
     """
 
     metrics: Mapping[str, float | None]
@@ -36,19 +42,28 @@ class GenerationReport:
     curves: Mapping[str, Sequence[float | None]] = field(repr=False)
     clips: Sequence[GeneratedClip] = field(repr=False)
     num_reference: int = 0
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    consistency: str | None = None
 
     @property
     def num_frames(self) -> int:
         """Frames of all clips together."""
         return sum(clip.num_frames for clip in self.clips)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it: the metrics by their names, `vbench` by VBench's names, then all the rest."""
+    def vbench(self) -> "list[VBenchScore]":
+        """What was measured under VBench's names, and with which networks."""
         from kinema.eval.vbench import vbench_scores  # which needs the table beside this file
 
+        return vbench_scores(self.metrics, consistency=self.consistency, networks=self.protocol.get("networks", {}))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it: the metrics by their names, `vbench` by VBench's names, then all the rest."""
+        scores = self.vbench()
         return {
             **self.metrics,
-            "vbench": vbench_scores(self.metrics),
+            "vbench": {score.name: score.value for score in scores},
+            "vbench_details": {score.name: score.as_dict() for score in scores},
+            "not_measured": dict(self.not_measured),
             "protocol": dict(self.protocol),
             "num_clips": len(self.clips),
             "num_frames": self.num_frames,

@@ -5,6 +5,7 @@ the shape of their spectrum how it changes. Shapes: features `b t d`, of one len
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +15,12 @@ from torchmetrics import Metric
 from kinema.errors import KinemaError
 from kinema.eval.distributions.manifold import manifold_scores
 from kinema.eval.generation.looks import Look, Networks
+from kinema.eval.summaries import gather, place_state
 
 _NUM_BINS = 50
 _NUM_NEIGHBOURS = 5
 _LEAST_AMPLITUDE = 1e-6
+_STATES = ("real_skewness", "real_mean", "fake_skewness", "fake_mean")
 
 
 def spectrum(features: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
@@ -82,6 +85,7 @@ class STREAM(Metric):
 
     What is kept is two vectors a clip. F (fidelity) and D (diversity) are precision and recall, k = 5, on the mean of
     `spectrum`, so either set needs 6 clips. Values depend on the network of the features and on the number of frames.
+    `.to` moves what is kept; a process may have no clip at all.
 
     Args:
         num_frames: Length of all clips; 16 as in the paper.
@@ -102,7 +106,7 @@ class STREAM(Metric):
         if num_frames < 4:
             raise KinemaError(f"`num_frames` (={num_frames}) must be at least 4")
         self.num_frames = num_frames
-        for name in ("real_skewness", "real_mean", "fake_skewness", "fake_mean"):
+        for name in _STATES:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, features: Float[Tensor, "b t d"], real: bool) -> None:
@@ -117,9 +121,19 @@ class STREAM(Metric):
         """
         if features.shape[1] != self.num_frames:
             raise KinemaError(f"`features` (of {features.shape[1]} frames) must have {self.num_frames} frames")
-        skewness, mean = spectrum(features)
+        skewness, mean = (values.to(self.device) for values in spectrum(features))
         (self.real_skewness if real else self.fake_skewness).append(skewness)
         (self.real_mean if real else self.fake_mean).append(mean)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As torchmetrics', for processes without a clip, too: they must have something of the same width to gather."""
+        if kwargs.get("should_sync", True) and not self._is_synced:
+            rows: list[list[Tensor]] = [getattr(self, name) for name in _STATES]
+            width = max(gather(max((part.shape[1] for side in rows for part in side), default=0)))
+            for side in rows:
+                if not side:
+                    side.append(torch.empty(0, width, dtype=torch.float64, device=self.device))
+        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, float]:
         """`stream_t`, `stream_f` and `stream_d`, each in [0, 1].
@@ -145,7 +159,7 @@ def _cat(rows: Sequence[Tensor] | Tensor) -> Tensor:
 
 
 class StreamOfLooks:
-    """`STREAM` of the frame network's features, of every clip's first frames.
+    """`STREAM` of the frame network's features, of every clip's first frames; no other frames go through the network.
 
     Args:
         networks: The networks; `stream_frames` is the number of frames.
@@ -155,7 +169,7 @@ class StreamOfLooks:
     """
 
     def __init__(self, networks: Networks) -> None:
-        self.stream = STREAM(networks.stream_frames)
+        self.stream = place_state(STREAM(networks.stream_frames), networks.device)
         assert networks.frames  # loaded before the first clip, so that a mistake shows at once
 
     def update(self, look: Look, real: bool) -> None:
@@ -169,7 +183,7 @@ class StreamOfLooks:
                 f"`clip` (of {look.num_frames} frames) must have at least {self.stream.num_frames} frames for STREAM:"
                 " `stream_frames`"
             )
-        self.stream.update(look.frame_features[None, : self.stream.num_frames], real)
+        self.stream.update(look.first_frame_features(self.stream.num_frames)[None], real)
 
     def compute(self) -> dict[str, float]:
         """As `STREAM.compute`."""

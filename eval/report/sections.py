@@ -41,7 +41,7 @@ def fvd_section(result: FVDResult, title: str = "Fréchet Video Distance", clips
     values: list[tuple[str, Any]] = [
         ("FVD (lower is better; 0 for the same clips)", result.value),
         ("95 % interval, over other clips", interval),
-        ("at infinity", "none: fewer than 400 clips" if result.infinity is None else result.infinity),
+        ("at infinity", "none: too few clips" if result.infinity is None else result.infinity),
         ("what two samples of these sizes from one source would be apart", result.bias),
         ("real windows", result.num_real),
         ("generated windows", result.num_fake),
@@ -181,10 +181,29 @@ def generation_section(
         tables=[
             Table(head=("prompt", "frames", *titles.values()), rows=each[:_MOST_ROWS], caption=f"Clips ({more})"),
             Table(head=("setting", "value"), rows=settings, caption="What these figures depend on"),
+            *_vbench_tables(result),
         ],
         figures=figures,
         clips=clips,
     )
+
+
+def _vbench_tables(result: GenerationReport) -> list[Table]:
+    """The figures that VBench has names for, and how far the networks are VBench's."""
+    rows = [
+        (
+            score.name,
+            score.value,
+            GENERATION_METRICS[score.metric].title,
+            score.network,
+            score.vbench_network,
+            score.same_network,
+            score.difference,
+        )
+        for score in result.vbench()
+    ]
+    head = ("dimension", "value", "our metric", "network used", "VBench's network", "the same", "what else differs")
+    return [Table(head=head, rows=rows, caption="Under VBench's names, on its scale")] if rows else []
 
 
 def values_section(title: str, values: Sequence[tuple[str, Any, str]], text: Sequence[str] = ()) -> Section:

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kinema.apps.cli import main
-from kinema.apps.commands.evaluate import MEASURES
 from kinema.eval.clips import list_clips
 from kinema.eval.fvd import EXTRAS, VideoFeatures, evaluate_fvd
 from kinema.eval.networks.i3d import I3D
@@ -71,6 +70,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+WHOLE_PROTOCOL = (
+    "protocol styleganv: windows of 16 frames with stride 1, 1 a video, position random, seed 0; clips as they come, "
+    "then stretched to 224 (bilinear, not antialiased, not rounded); covariance population"
+)
+
 FVD = "eval fvd real fake --num-frames 9"
 
 
@@ -100,7 +104,8 @@ def test_fvd_is_what_the_library_says(folder: Path, capsys: pytest.CaptureFixtur
     assert found["protocol"]["changed"] == ["num_frames"]
     captured = capsys.readouterr()
     assert f"FVD {found['fvd']:.2f}" in captured.out
-    assert "protocol styleganv" in captured.out
+    assert WHOLE_PROTOCOL.replace("16 frames", "9 frames") in captured.out
+    assert "changed from the published one in num_frames" in captured.out
     assert "fewer than 400" in captured.err
     page = Path("r.html").read_text()
     assert "styleganv" in page
@@ -127,6 +132,57 @@ def test_kept_statistics_give_the_same_value(folder: Path, monkeypatch: pytest.M
     assert json.loads(Path("r.json").read_text()) == first
     assert run("eval fvd saved.safetensors fake --num-frames 9 --json r.json --overwrite") == 0
     assert json.loads(Path("r.json").read_text()) == first
+
+
+def test_kept_statistics_know_what_was_skipped(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """The second time the real clips are not read for the value, and the page must not read broken ones either."""
+    Path("real/0.mp4").write_bytes(b"broken")
+    line = f"{FVD} --statistics-dir kept --max-unreadable 0.2 --json r.json --html r.html --overwrite"
+    pages = []
+    for _ in range(2):
+        assert run(f"{line} --save-statistics saved.safetensors") == 0
+        assert "1 clips could not be read: real/0" in capsys.readouterr().out
+        assert list(json.loads(Path("r.json").read_text())["unreadable"]) == ["real/0"]
+        pages.append(Path("r.html").read_text().count("<video"))
+    assert pages == [2, 2]
+    assert run(line.replace("0.2", "0.1")) == 2
+    assert "1 of 8 clips unreadable" in capsys.readouterr().err
+    assert run("eval fvd saved.safetensors fake --num-frames 9 --json saved.json") == 0
+    assert list(json.loads(Path("saved.json").read_text())["unreadable"]) == ["real/0"]
+
+
+def test_features_are_kept_only_where_a_score_needs_them(folder: Path):
+    from kinema.eval.fvd import ReferenceStatistics
+
+    def kept() -> ReferenceStatistics:
+        (path,) = Path("kept").iterdir()
+        return ReferenceStatistics.load(path)
+
+    line = f"{FVD} --statistics-dir kept --metrics"
+    for metrics, features in (("", False), ("inception_score", False), ("kvd", True), ("", True)):
+        assert run(f"{line} {metrics}") == 0
+        assert (kept().features is not None) == features, metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--save-statistics s.safetensors --json s.safetensors", "`--json` (='s.safetensors') must be another file"),
+        ("--save-statistics s.safetensors --html s.safetensors", "`--html` (='s.safetensors') must be another file"),
+        ("--save-statistics real/s.safetensors", "must not be in `real`, as it would be one of its clips"),
+        ("--save-statistics fake/s.safetensors", "must not be in `fake`, as it would be one of its clips"),
+        ("--save-statistics w.safetensors --weights w.safetensors", "must be another file than `--weights`"),
+        ("--json fake/1.npy", "must not be in `fake`, as it would be one of its clips"),
+    ],
+)
+def test_results_never_replace_each_other_nor_clips(
+    options: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("w.safetensors").write_bytes(b"weights")
+    assert run(f"{FVD} --overwrite {options}") == 2
+    assert message in capsys.readouterr().err
+    assert Path("w.safetensors").read_bytes() == b"weights"
+    assert len(list(Path("real").iterdir())) == len(list(Path("fake").iterdir())) == 8
 
 
 def test_statistics_of_a_changed_folder_are_made_anew(folder: Path):
@@ -207,7 +263,9 @@ def test_reconstruction(folder: Path, tokenizer: Path, capsys: pytest.CaptureFix
     assert found["first_frame"].keys() == found["chunk_border"].keys() == {"psnr"}
     model = CausalVideoTokenizer.from_pretrained(tokenizer)
     assert found["tokenizer"]["latent_channels"] == model.latent_channels
-    assert "rFVD" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"rFVD {found['rfvd']:.2f}" in printed
+    assert WHOLE_PROTOCOL in printed
     page = Path("r.html").read_text()
     assert "reconstruction" in page
     assert page.count("<video") == 4
@@ -340,33 +398,3 @@ def test_clips_without_partner_are_named(folder: Path, capsys: pytest.CaptureFix
     save_file({"frames": noise(0)}, "fake/more.safetensors")
     assert run("eval compare real fake") == 2
     assert "`reference` must have a clip for each of `clips`, and has none named 'more'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("measure", MEASURES)
-def test_every_measure_has_help(measure: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["eval", measure, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: kinema eval {measure}")
-
-
-def test_help_and_library_agree_on_what_may_be_unreadable():
-    from kinema.apps.cli import build_parser
-    from kinema.eval.clips import DEFAULT_MAX_UNREADABLE
-
-    assert build_parser().parse_args(["eval", "fvd", "a", "b"]).max_unreadable == DEFAULT_MAX_UNREADABLE
-
-
-def test_help_names_every_metric_and_protocol(capsys: pytest.CaptureFixture[str]):
-    """The help is written by hand, because the tables would import torch."""
-    from kinema.eval.frames import METRICS as FRAMES
-    from kinema.eval.fvd import PROTOCOLS
-    from kinema.eval.generation import METRICS as GENERATION
-
-    for measure, names in (
-        ("fvd", (*PROTOCOLS, *EXTRAS)),
-        ("compare", FRAMES),
-        ("reconstruction", FRAMES),
-        ("generation", GENERATION),
-    ):
-        assert main(["eval", measure, "--help"]) == 0
-        words = set(re.split(r"[\s,();]+", capsys.readouterr().out))
-        assert set(names) <= words, measure

@@ -78,15 +78,18 @@ def test_windows_cover_every_frame_once(tmp_path: Path, monkeypatch: pytest.Monk
         assert [len(piece) for piece in windows(reader, None, 4)] == [17, 17, 16]
 
 
-def test_windows_on_the_command_line(model: Path, tmp_path: Path):
+def test_windows_change_nothing(model: Path, tmp_path: Path):
     write_video(tmp_path / "in.mp4", noise(7, 16, 16), 24, lossless=True)
     argv = ["reconstruct", str(tmp_path / "in.mp4"), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
     assert main([*argv, "--window-frames", "5", "--lossless"]) == 0
     tokenizer = CausalVideoTokenizer.from_pretrained(str(model)).eval()
     frames = read_video(tmp_path / "in.mp4").frames
     with torch.inference_mode():
-        wanted = [to_uint8(tokenizer.reconstruct(to_float(piece))[0]) for piece in (frames[:5], frames[5:])]
-    assert torch.equal(read_video(tmp_path / "out.mp4").frames, torch.cat(wanted))
+        wanted = to_uint8(tokenizer.reconstruct(to_float(frames))[0])
+    got = read_video(tmp_path / "out.mp4").frames
+    # Round-off may put a value on the other side of a half.
+    assert (got.int() - wanted.int()).abs().max() <= 1
+    assert (got != wanted).float().mean() < 0.01
 
 
 def test_truncated_in_the_middle_writes_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

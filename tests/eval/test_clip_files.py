@@ -14,6 +14,7 @@ from kinema.errors import KinemaError
 from kinema.eval.clips import (
     ClipFile,
     ReadableClips,
+    first_fps,
     list_clips,
     pair_clips,
     read_clip,
@@ -218,3 +219,21 @@ def test_pairs_of_which_one_is_unreadable_are_skipped(many: list[ClipFile]):
     assert all(torch.equal(one, other) for _, one, other in found)
     assert not left.unreadable
     assert list(right.unreadable) == ["3"]
+
+
+def test_the_first_clip_that_can_be_read_says_the_rate(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"broken")
+    write_video(tmp_path / "b.mp4", torch.zeros(3, 16, 16, 3, dtype=torch.uint8), 12)
+    assert first_fps(list_clips(tmp_path), 8.0) == 12
+    (tmp_path / "b.mp4").write_bytes(b"broken, too")
+    assert first_fps(list_clips(tmp_path), 8.0) == 8
+
+
+def test_what_was_unreadable_before_counts_again(tmp_path: Path):
+    for index in range(4):
+        np.save(tmp_path / f"{index}.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    clips = ReadableClips(list_clips(tmp_path), max_unreadable=0.25)
+    clips.adopt({"2": "broken"})
+    assert clips.unreadable == {"2": "broken"}
+    with pytest.raises(KinemaError, match=r"`clips` \(2 of 4 clips unreadable\)"):
+        clips.adopt({"2": "broken", "3": "broken"})

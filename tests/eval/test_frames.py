@@ -20,7 +20,7 @@ from torchmetrics.functional.image import (
 from kinema.errors import KinemaError
 from kinema.eval.frames import METRICS, FrameMeasure, check_metrics
 from kinema.eval.frames.flicker import flicker
-from kinema.eval.frames.ms_ssim import ms_ssim
+from kinema.eval.frames.ms_ssim import MIN_SIDE, ms_ssim
 from kinema.eval.frames.pixels import as_float, by_image, to_levels
 from kinema.eval.frames.psnr import clip_psnr, decibels, psnr
 from kinema.eval.frames.ssim import ssim
@@ -218,3 +218,15 @@ def test_numpy_agrees_on_levels():
     a = levels(1, 3, 1, 4, 4)
     wanted = np.asarray(a, dtype=np.float64) / 127.5 - 1
     assert np.allclose(as_float(a).numpy(), wanted, atol=1e-6)
+
+
+def test_the_least_side_of_ms_ssim_is_that_of_torchmetrics():
+    for side in (MIN_SIDE - 1, MIN_SIDE):
+        images = torch.rand(1, 3, side, 300)
+        if side < MIN_SIDE:
+            with pytest.raises(ValueError, match="kernel"):
+                multiscale_structural_similarity_index_measure(images, images, data_range=1.0)
+            with pytest.raises(KinemaError, match=f"must be at least {MIN_SIDE} pixels"):
+                ms_ssim(images[:, :, None], images[:, :, None])
+        else:
+            assert ms_ssim(images[:, :, None], images[:, :, None]).item() == pytest.approx(1)

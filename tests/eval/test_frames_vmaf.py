@@ -35,7 +35,7 @@ def test_equal_clips_and_a_blurred_one(tmp_path: Path):
     clip = picture(tmp_path)
     assert float(vmaf(clip, clip).mean()) == pytest.approx(97.9, abs=0.3)
     # ffmpeg's own filter graph, without a pipe and without our order of the two clips.
-    luma = "scale=out_color_matrix=bt709:out_range=limited,format=yuv444p"
+    luma = "scale=out_color_matrix=bt601:out_range=limited,format=yuv444p"
     graph = (  # as long as the clip: a frame's motion depends on the frame after it
         f"{PICTURE}:duration={FRAMES / RATE},format=rgb24,split[a][b];[b]gblur=1.5,{luma}[clip];[a]{luma}[reference];"
         "[clip][reference]libvmaf=log_fmt=json:log_path=log.json"
@@ -67,3 +67,29 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "false")
     with pytest.raises(KinemaError, match="must have an ffmpeg with libvmaf, which says: no message"):
         vmaf(clip, clip)
+
+
+@pytest.mark.slow
+def test_published_values(tmp_path: Path):
+    """98.506 and 48.963 are ffmpeg's own of `testsrc`, one second of 10 frames, blurred as RGB, and so are ours."""
+    source = "testsrc=size=320x240:rate=10:duration=1,format=gbrp"
+
+    def published(filters: str) -> float:
+        luma = "format=yuv420p"
+        graph = (
+            f"{source},split[a][b];[b]{filters},{luma}[clip];[a]{luma}[reference];"
+            "[clip][reference]libvmaf=log_fmt=json:log_path=log.json"
+        )
+        ffmpeg("-filter_complex", graph, "-f", "null", "-", folder=tmp_path)
+        return json.loads((tmp_path / "log.json").read_text())["pooled_metrics"]["vmaf"]["mean"]
+
+    def ours(filters: str) -> float:
+        command = ["-f", "lavfi", "-i", f"{source},{filters}", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        frames = np.frombuffer(ffmpeg(*command, folder=tmp_path), np.uint8).reshape(-1, 240, 320, 3)
+        clips.append(torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None])
+        return float(vmaf(clips[0], clips[-1]).mean())
+
+    clips: list[Tensor] = []
+    for filters, wanted in (("null", 98.506), ("gblur=1.5", 48.963)):
+        assert published(filters) == pytest.approx(wanted, abs=1e-3)
+        assert ours(filters) == pytest.approx(wanted, abs=2e-3)

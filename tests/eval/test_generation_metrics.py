@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.eval.generation import DEFAULT_METRICS, METRICS, evaluate_generation
 from kinema.eval.generation.looks import Networks
-from kinema.eval.motion.stream import STREAM
+from kinema.eval.motion.frame_networks import CLIPFrameNetwork
+from kinema.eval.motion.stream import STREAM, StreamOfLooks
 from kinema.eval.motion.temporal_flickering import temporal_flickering
+from kinema.eval.report import Report
+from kinema.eval.report.html import render
+from kinema.eval.report.sections import generation_section
 from kinema.eval.text.clip import CLIPEncoder
 from kinema.eval.text.frame_consistency import frame_consistency
 from kinema.eval.vbench import VBENCH, vbench_scores
@@ -167,7 +172,7 @@ def test_the_report_is_json():
             make_clips(5),
             ["stream_t"],
             {"frame_network": MeanColours(), "reference": make_clips(6), "stream_frames": 5},
-            r"`fake` \(=5 clips\) must be at least 6",
+            r"`clips` \(=5 clips\) must be at least 6 clips, for the metric 'stream_t'",
         ),
         (make_clips(1), ["dynamic_degree"], {"flow": NoFlow(), "fps": 0.0}, r"`fps` \(=0.0\) must be above 0"),
         (make_clips(1), ["temporal_flickering"], {"networks": Networks(), "fps": 8.0}, "`networks` must not be given"),
@@ -195,9 +200,101 @@ def test_every_row_of_the_table_has_a_maker(name: str):
 
 def test_vbench_names():
     metrics = {"clip_score": 25.0, "frame_consistency": 0.9, "dynamic_degree": None, "stream_t": 0.5}
-    assert vbench_scores(metrics) == {"overall_consistency": 0.25}
-    assert vbench_scores(metrics, "subject_consistency") == {"subject_consistency": 0.9, "overall_consistency": 0.25}
+    (score,) = vbench_scores(metrics)
+    assert (score.name, score.value, score.same_network) == ("overall_consistency", 0.25, False)
+    for name in ("subject_consistency", "background_consistency"):
+        for network in (VBENCH[name].identity, "another"):
+            networks = {"frame_consistency": str(network), "clip": "x"}
+            score, _ = vbench_scores(metrics, consistency=name, networks=networks)
+            assert (score.name, score.value, score.network) == (name, 0.9, network)
+            assert score.same_network == (network != "another")
     assert {dimension.metric for dimension in VBENCH.values()} <= set(METRICS)
+
+
+def test_frame_consistency_is_one_dimension_of_vbench():
+    """The subject's by a network of pictures, the background's by a CLIP; never both, and the report says by which."""
+
+    class PicturesOfCLIP(CLIPFrameNetwork, MeanColours):
+        def __init__(self) -> None:
+            MeanColours.__init__(self)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return MeanColours.forward(self, images)
+
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"frame_network": MeanColours()}, "subject_consistency", "MeanColours"),
+        ({"frame_network": MeanColours(), "clip": ColourCLIP()}, "subject_consistency", "MeanColours"),
+        ({"clip": ColourCLIP()}, "background_consistency", "colours"),
+        ({"frame_network": PicturesOfCLIP()}, "background_consistency", "PicturesOfCLIP"),
+    ]
+    for options, wanted, network in cases:
+        report = evaluate_generation(with_prompts(make_clips(2)), ["frame_consistency"], **options)
+        values = report.as_dict()
+        assert values["vbench"] == {wanted: report.metrics["frame_consistency"]}
+        assert values["vbench_details"][wanted]["network"] == network
+        assert values["vbench_details"][wanted]["same_network"] is False
+        page = render(Report(title="Page", sections=[generation_section(report)]))
+        assert wanted in page
+        assert VBENCH[wanted].network in page
+        assert ({"subject_consistency", "background_consistency"} - {wanted}).pop() not in page
+
+
+def test_only_the_frames_that_are_looked_at_go_through_the_network():
+    network = MeanColours()
+    clips, reference = make_clips(7, num_frames=9), make_clips(6, num_frames=30, seed=1)
+    evaluate_generation(with_prompts(clips), ["stream_t"], reference=reference, frame_network=network, stream_frames=8)
+    assert network.num_images == (7 + 6) * 8
+
+
+@pytest.mark.parametrize("few", ["clips", "reference"])
+def test_too_few_clips_for_stream_are_said_at_the_end_where_they_could_not_be_before(few: str):
+    clips, reference = make_clips(5 if few == "clips" else 6), make_clips(5 if few == "reference" else 6, seed=1)
+    report = evaluate_generation(
+        iter(with_prompts(clips)),
+        ["stream_t", "temporal_flickering", "stream_f"],
+        reference=iter(reference),
+        frame_network=MeanColours(),
+        stream_frames=5,
+    )
+    assert report.metrics["stream_t"] is report.metrics["stream_f"] is None
+    assert report.metrics["temporal_flickering"] is not None
+    assert report.not_measured == dict.fromkeys(
+        ("stream_t", "stream_f"), f"`{few}` (=5 clips) must be at least 6 clips"
+    )
+    assert report.as_dict()["not_measured"] == report.not_measured
+
+
+def test_a_short_reference_clip_shows_before_the_first_clip_is_made():
+    def clips():
+        raise AssertionError("a clip was asked for")
+        yield
+
+    with pytest.raises(KinemaError, match=r"clip '00': `clip` \(of 5 frames\) must have at least 16 frames"):
+        evaluate_generation(clips(), ["stream_t"], reference=make_clips(6), frame_network=MeanColours())
+
+
+def test_lenient_measures_leave_out_what_a_clip_is_too_short_for():
+    reference = [*make_clips(6, num_frames=8), ("short", make_clips(1)[0][1])]
+    report = evaluate_generation(
+        with_prompts(make_clips(6, num_frames=8)),
+        ["stream_t", "temporal_flickering"],
+        reference=reference,
+        frame_network=MeanColours(),
+        stream_frames=8,
+        lenient=True,
+    )
+    assert report.metrics["stream_t"] is None
+    assert report.metrics["temporal_flickering"] is not None
+    assert report.not_measured["stream_t"].startswith("clip 'short': `clip` (of 5 frames) must have at least 8 frames")
+
+
+@pytest.mark.parametrize(("device", "place"), [("cuda", "cuda"), ("cpu", "cpu"), ("mps", "cpu")])
+def test_stream_keeps_its_state_where_processes_exchange_it(device: str, place: str, monkeypatch: pytest.MonkeyPatch):
+    moved = []
+    monkeypatch.setattr(Networks, "frames", True)
+    monkeypatch.setattr(STREAM, "to", lambda self, to: moved.append(str(to)) or self)
+    StreamOfLooks(Networks(device=device))
+    assert moved == [place]
 
 
 def test_the_table_imports_no_torch():

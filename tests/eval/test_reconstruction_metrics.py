@@ -212,11 +212,20 @@ def test_every_process_gets_the_whole_report(monkeypatch: pytest.MonkeyPatch):
         assert evaluate_reconstruction(Off(), clips[rank::2]) == whole
 
 
+class Means(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean(dim=(2, 3)).repeat(1, 2)
+
+
 def test_a_process_without_clips_is_an_error_where_all_wait_for_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kinema.eval.reconstruction.gather", lambda scores: [scores, []])
     assert evaluate_reconstruction(Off(), [("a", dark(3))]).num_frames == 3
+    distance = Counting()  # FVD's processes may be idle
+    assert evaluate_reconstruction(Off(), [("a", dark(3))], fvd=distance).fvd is not None
+    monkeypatch.setattr("kinema.eval.frames.fid.make", lambda *_: FrameFID(dim=6))
+    monkeypatch.setattr("kinema.eval.reconstruction.load_features", lambda *_: FrameFeatures(Means()))
     with pytest.raises(KinemaError, match=r"`clips` \(=1 of them\) must be at least one for each of 2 processes"):
-        evaluate_reconstruction(Off(), [("a", dark(3))], fvd=Counting())
+        evaluate_reconstruction(Off(), [("a", dark(3))], ["fid"])
 
 
 def test_bad_input():

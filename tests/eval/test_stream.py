@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.errors import KinemaError
+from kinema.eval.generation import METRICS
 from kinema.eval.motion.stream import STREAM, spectrum, stream_t
 
 
@@ -126,3 +127,24 @@ def test_bad_input_is_refused():
     metric.update(make_features(5, 8), real=False)
     with pytest.raises(KinemaError, match=r"`fake` \(=5 clips\) must be at least 6 clips"):
         metric.compute()
+
+
+def test_what_is_kept_is_where_the_metric_is():
+    """Features come from the CPU; NCCL gathers from GPUs alone. `meta` stands for a device that is not the CPU."""
+    metric = STREAM(num_frames=8).to("meta")
+    for real in (True, False):
+        metric.update(make_features(2, 8), real=real)
+    rows = [row for name in metric._defaults for row in getattr(metric, name)]
+    assert len(rows) == 4
+    assert {row.device.type for row in rows} == {"meta"}
+
+
+def test_the_table_knows_how_many_clips_are_enough():
+    least = METRICS["stream_t"].least_clips
+    metric = STREAM(num_frames=8)
+    metric.update(make_features(least, 8), real=True)
+    metric.update(make_features(least - 1, 8), real=False)
+    with pytest.raises(KinemaError, match=f"at least {least} clips"):
+        metric.compute()
+    metric.update(make_features(1, 8), real=False)
+    assert metric.compute().keys() == {name for name in METRICS if METRICS[name].least_clips == least}

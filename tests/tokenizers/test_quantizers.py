@@ -68,6 +68,40 @@ def test_fsq_passes_gradients_straight_through():
     assert torch.allclose(z.grad, torch.full_like(z, (1 - (0.5 / half) ** 2) * half / 4))
 
 
+# Level counts, inputs, and integer codes, worked out by hand from arXiv 2309.15505, app. A.1: the nearest integer to
+# tanh(z + s)·h - o with h = (L-1)·1.001/2, and o = 1/2, s = atanh(o/h) for even L, else 0.
+GOLDEN_FSQ = [
+    (2, [-100.0, -5.0, -3.9, 0.0, 100.0], [-1, -1, -1, 0, 0]),
+    (3, [-100.0, -0.6, -0.5, 0.5, 0.6, 100.0], [-1, -1, 0, 0, 1, 1]),
+    (4, [-100.0, -0.7, -0.1, 0.0, 0.5, 0.7, 100.0], [-2, -1, 0, 0, 1, 1, 1]),
+    (8, [-100.0, -0.5, 0.0, 0.1, 0.5, 1.0, 100.0], [-4, -2, 0, 0, 1, 2, 3]),
+    (5, [-100.0, -0.3, -0.2, 0.2, 0.3, 1.0, 100.0], [-2, -1, 0, 0, 1, 2, 2]),
+]
+
+
+@pytest.mark.parametrize(("levels", "inputs", "codes"), GOLDEN_FSQ)
+def test_fsq_golden_codes(levels: int, inputs: list[float], codes: list[int]):
+    fsq = FSQ((levels,))
+    out = fsq(torch.tensor(inputs).view(1, 1, -1, 1, 1))
+    assert out.indices is not None
+    assert (out.indices.flatten() - levels // 2).tolist() == codes
+    assert (out.latents.flatten() * (levels // 2)).tolist() == pytest.approx(codes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(levels=st.integers(2, 3000), z=st.floats(-1e30, 1e30))
+def test_fsq_indices_stay_in_the_codebook_for_any_levels_and_input(levels: int, z: float):
+    fsq = FSQ((levels, 2))
+    ends = torch.tensor([[z, math.inf, -math.inf], [-z, -math.inf, math.inf]]).view(1, 2, 3, 1, 1)
+    out = fsq(ends)
+    assert out.indices is not None
+    assert out.indices.min() >= 0
+    assert out.indices.max() < fsq.codebook_size
+    assert out.latents.min() >= -1
+    # Latents of somewhere else than the quantiser count as their nearest code.
+    assert fsq.latents_to_indices(ends.clamp(-5.0, 5.0)).min() >= 0
+
+
 @pytest.mark.parametrize("index", [-1, 64])
 def test_fsq_refuses_indices_outside_its_codebook(index: int):
     with pytest.raises(KinemaError, match=r"must lie in 0\.\.63"):

@@ -8,7 +8,7 @@ of its size, and the convolutional path learns what a linear code cannot do.
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import ceil, prod
 
 import torch
 from einops import rearrange
@@ -24,6 +24,7 @@ from kinema.tokenizers.causal_vae.layers import (
     haar_unfold,
     unfold,
 )
+from kinema.tokenizers.streaming import StreamCache, is_first
 
 Ratio = tuple[int, int, int]
 HAAR_RATIO: Ratio = (2, 2, 2)
@@ -34,8 +35,19 @@ def block_ratio(ratios: Sequence[Ratio]) -> Ratio:
     return prod(r[0] for r in ratios), prod(r[1] for r in ratios), prod(r[2] for r in ratios)
 
 
+def spatial_context(blocks: Sequence[int], ratios: Sequence[Ratio]) -> int:
+    """How many latent cells away an output can depend on an input: two 3×3 convolutions a block, at each resolution."""
+    pixels = [HAAR_RATIO[1] * block_ratio(ratios[:i])[1] for i in range(len(blocks))]
+    cell = HAAR_RATIO[1] * block_ratio(ratios)[1]
+    return ceil(sum(2 * count * size for count, size in zip(blocks, pixels, strict=True)) / cell)
+
+
 class Encoder(nn.Module):
-    """Video ``(b, 3, t, h, w)`` to the bottleneck's input ``(b, c, t', h', w')``."""
+    """Video ``(b, 3, t, h, w)`` to the bottleneck's input ``(b, c, t', h', w')``; of a stream, the next piece.
+
+    Attributes:
+        context: Latent cells that an output can depend on, to either side.
+    """
 
     def __init__(
         self,
@@ -49,6 +61,7 @@ class Encoder(nn.Module):
         super().__init__()
         haar_channels = in_channels * prod(HAAR_RATIO)
         self.block_ratio = block_ratio(ratios)
+        self.context = spatial_context(blocks, ratios)
         self.linear_path = nn.Linear(haar_channels * prod(self.block_ratio), linear_channels)
         self.stem = nn.Linear(haar_channels, widths[0])
         stages: list[nn.Module] = []
@@ -56,24 +69,33 @@ class Encoder(nn.Module):
             if i > 0:
                 stages.append(Downsample(widths[i - 1], width, ratios[i - 1]))
             stages += [ResidualBlock(width, temporal=i > 0) for _ in range(count)]
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)
         self.head = nn.Linear(widths[-1], out_channels)
         # Zero heads in encoder and decoder: an untrained network is its linear path alone.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, video: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d u i j"]:
-        x = haar_fold(video)
-        located = self.linear_path(fold(x, self.block_ratio))
-        h = self.head(self.norm(self.stages(self.stem(x)))).float()
+    def forward(
+        self, video: Float[Tensor, "b c t h w"], cache: StreamCache | None = None
+    ) -> Float[Tensor, "b d u i j"]:
+        x = haar_fold(video, is_first(cache))
+        located = self.linear_path(fold(x, self.block_ratio, is_first(cache)))
+        h = self.stem(x)
+        for stage in self.stages:
+            h = stage(h, cache)
+        h = self.head(self.norm(h)).float()
         # The linear path moves the location (the first channels), not the bottleneck's other parameters.
         h = torch.cat([h[..., : located.shape[-1]] + located, h[..., located.shape[-1] :]], dim=-1)
         return rearrange(h, "b t h w c -> b c t h w")
 
 
 class Decoder(nn.Module):
-    """Latents ``(b, z, t', h', w')`` to video ``(b, 3, t, h, w)``, whole latent steps."""
+    """Latents ``(b, z, t', h', w')`` to video ``(b, 3, t, h, w)``, whole latent steps; of a stream, the next piece.
+
+    Attributes:
+        context: Latent cells that an output can depend on, to either side.
+    """
 
     def __init__(
         self,
@@ -86,6 +108,7 @@ class Decoder(nn.Module):
         super().__init__()
         haar_channels = out_channels * prod(HAAR_RATIO)
         self.block_ratio = block_ratio(ratios)
+        self.context = spatial_context(blocks, ratios)
         self.linear_path = nn.Linear(latent_channels, haar_channels * prod(self.block_ratio))
         self.stem = nn.Linear(latent_channels, widths[-1])
         stages: list[nn.Module] = []
@@ -93,13 +116,18 @@ class Decoder(nn.Module):
             stages += [ResidualBlock(widths[i], temporal=i > 0) for _ in range(blocks[i])]
             if i > 0:
                 stages.append(Upsample(widths[i], widths[i - 1], ratios[i - 1]))
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(widths[0], eps=1e-6)
         self.head = nn.Linear(widths[0], haar_channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b c u i j"]:
+    def forward(
+        self, latents: Float[Tensor, "b z t h w"], cache: StreamCache | None = None
+    ) -> Float[Tensor, "b c u i j"]:
         z = rearrange(latents, "b z t h w -> b t h w z")
-        x = self.head(self.norm(self.stages(self.stem(z)))).float()
-        return haar_unfold(x + unfold(self.linear_path(z).float(), self.block_ratio))
+        h = self.stem(z)
+        for stage in self.stages:
+            h = stage(h, cache)
+        x = self.head(self.norm(h)).float() + unfold(self.linear_path(z).float(), self.block_ratio, is_first(cache))
+        return haar_unfold(x, is_first(cache))

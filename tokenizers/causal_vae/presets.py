@@ -1,31 +1,127 @@
-"""Presets: one row each. The name says bottleneck, T×H×W ratio, and latent channels or codebook size."""
+"""Presets: one row each. The name says bottleneck, T×H×W ratio, and latent channels or codebook size.
 
+A row is a bottleneck, the architecture of its ratio, and what they come to: parameters in millions, and GFLOP (2 per
+multiply-add of convolutions and matrix products) to encode and to decode a clip of 17×256×256.
+`benchmarks/tokenizer_presets.py` measures them again; tests compare.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-_TO_4X8X8 = ((2, 2, 2), (1, 2, 2))
-_TO_4X16X16 = ((2, 2, 2), (1, 2, 2), (1, 2, 2))
+Config = dict[str, Any]
 
-# widths and blocks run from half resolution (after the Haar level) down to the latents.
-PRESETS: dict[str, dict[str, Any]] = {
-    "kl-4x8x8-c16": dict(
-        bottleneck="kl", latent_channels=16, ratios=_TO_4X8X8,
-        encoder_widths=(24, 96, 192), encoder_blocks=(1, 1, 2),
-        decoder_widths=(24, 96, 192), decoder_blocks=(1, 3, 3),
-    ),
-    "fsq-4x8x8-32768": dict(
-        bottleneck="fsq", fsq_levels=(8, 8, 8, 8, 8), ratios=_TO_4X8X8,
-        encoder_widths=(24, 96, 192), encoder_blocks=(1, 1, 2),
-        decoder_widths=(24, 96, 192), decoder_blocks=(1, 3, 3),
-    ),
-    "kl-4x16x16-c32": dict(
-        bottleneck="kl", latent_channels=32, ratios=_TO_4X16X16,
-        encoder_widths=(32, 64, 128, 256), encoder_blocks=(0, 1, 1, 2),
-        decoder_widths=(32, 64, 128, 256), decoder_blocks=(1, 2, 2, 3),
-    ),
-}  # fmt: skip
 
-TINY: dict[str, Any] = dict(
-    bottleneck="kl", latent_channels=4, ratios=_TO_4X8X8,
+@dataclass(frozen=True)
+class Stated:
+    """What a preset costs.
+
+    Attributes:
+        parameters: millions.
+        encode, decode: GFLOP for a clip of 17×256×256, 2 per multiply-add.
+    """
+
+    parameters: float
+    encode: float
+    decode: float
+
+
+# Architectures by compression ratio. `ratios` are those after the 2×2×2 Haar level; widths and blocks run from half
+# resolution down to the latents.
+_4X4X4: Config = dict(
+    ratios=((2, 2, 2),),
+    encoder_widths=(32, 128), encoder_blocks=(1, 2),
+    decoder_widths=(32, 128), decoder_blocks=(1, 4),
+)  # fmt: skip
+_4X8X8: Config = dict(
+    ratios=((2, 2, 2), (1, 2, 2)),
+    encoder_widths=(24, 96, 192), encoder_blocks=(1, 1, 2),
+    decoder_widths=(24, 96, 192), decoder_blocks=(1, 3, 3),
+)  # fmt: skip
+_8X8X8: Config = dict(
+    ratios=((2, 2, 2), (2, 2, 2)),
+    encoder_widths=(24, 96, 256), encoder_blocks=(1, 1, 3),
+    decoder_widths=(24, 96, 256), decoder_blocks=(1, 3, 4),
+)  # fmt: skip
+_4X16X16: Config = dict(
+    ratios=((2, 2, 2), (1, 2, 2), (1, 2, 2)),
+    encoder_widths=(32, 64, 128, 256), encoder_blocks=(0, 1, 1, 2),
+    decoder_widths=(32, 64, 128, 256), decoder_blocks=(1, 2, 2, 3),
+)  # fmt: skip
+_8X16X16: Config = dict(
+    ratios=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+    encoder_widths=(24, 96, 192, 384), encoder_blocks=(1, 1, 2, 2),
+    decoder_widths=(24, 96, 192, 384), decoder_blocks=(1, 2, 3, 3),
+)  # fmt: skip
+_8X32X32: Config = dict(
+    ratios=((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2)),
+    encoder_widths=(24, 96, 192, 384, 768), encoder_blocks=(1, 1, 1, 2, 2),
+    decoder_widths=(24, 96, 192, 384, 768), decoder_blocks=(1, 2, 2, 3, 3),
+)  # fmt: skip
+
+
+def _kl(channels: int) -> Config:
+    return dict(bottleneck="kl", latent_channels=channels)
+
+
+def _fsq(channels: int) -> Config:
+    return dict(bottleneck="fsq", fsq_levels=(8,) * channels)
+
+
+_LFQ: Config = dict(bottleneck="lfq", codebook_size=2**18)
+_BSQ: Config = dict(bottleneck="bsq", codebook_size=2**18)
+_VQ: Config = dict(bottleneck="vq", codebook_size=8192, latent_channels=8)
+
+# Name, bottleneck, architecture; millions of parameters, GFLOP to encode, GFLOP to decode.
+_TABLE: tuple[tuple[str, Config, Config, Stated], ...] = (
+    ("kl-4x4x4-c4",         _kl(4),   _4X4X4,    Stated(2.18, 35.3, 63.4)),
+    ("kl-4x4x4-c8",         _kl(8),   _4X4X4,    Stated(2.18, 35.3, 63.5)),
+    ("kl-4x4x4-c16",        _kl(16),  _4X4X4,    Stated(2.19, 35.5, 63.6)),
+    ("kl-4x4x4-c32",        _kl(32),  _4X4X4,    Stated(2.2, 35.8, 63.8)),
+    ("fsq-4x4x4-4096",      _fsq(4),  _4X4X4,    Stated(2.18, 35.2, 63.4)),
+    ("fsq-4x4x4-32768",     _fsq(5),  _4X4X4,    Stated(2.18, 35.3, 63.4)),
+    ("fsq-4x4x4-262144",    _fsq(6),  _4X4X4,    Stated(2.18, 35.3, 63.5)),
+    ("kl-4x8x8-c4",         _kl(4),   _4X8X8,    Stated(4.87, 28.6, 52.3)),
+    ("kl-4x8x8-c8",         _kl(8),   _4X8X8,    Stated(4.88, 28.6, 52.4)),
+    ("kl-4x8x8-c16",        _kl(16),  _4X8X8,    Stated(4.89, 28.7, 52.5)),
+    ("kl-4x8x8-c32",        _kl(32),  _4X8X8,    Stated(4.93, 28.9, 52.6)),
+    ("fsq-4x8x8-4096",      _fsq(4),  _4X8X8,    Stated(4.87, 28.6, 52.3)),
+    ("fsq-4x8x8-32768",     _fsq(5),  _4X8X8,    Stated(4.87, 28.6, 52.4)),
+    ("fsq-4x8x8-262144",    _fsq(6),  _4X8X8,    Stated(4.87, 28.6, 52.4)),
+    ("kl-8x8x8-c4",         _kl(4),   _8X8X8,    Stated(10.9, 38.5, 62.8)),
+    ("kl-8x8x8-c8",         _kl(8),   _8X8X8,    Stated(10.9, 38.6, 62.9)),
+    ("kl-8x8x8-c16",        _kl(16),  _8X8X8,    Stated(10.9, 38.7, 63)),
+    ("kl-8x8x8-c32",        _kl(32),  _8X8X8,    Stated(11, 38.9, 63.1)),
+    ("fsq-8x8x8-4096",      _fsq(4),  _8X8X8,    Stated(10.9, 38.5, 62.8)),
+    ("fsq-8x8x8-32768",     _fsq(5),  _8X8X8,    Stated(10.9, 38.5, 62.9)),
+    ("fsq-8x8x8-262144",    _fsq(6),  _8X8X8,    Stated(10.9, 38.6, 62.9)),
+    ("kl-4x16x16-c4",       _kl(4),   _4X16X16,  Stated(8.59, 15.7, 31.7)),
+    ("kl-4x16x16-c8",       _kl(8),   _4X16X16,  Stated(8.62, 15.7, 31.7)),
+    ("kl-4x16x16-c16",      _kl(16),  _4X16X16,  Stated(8.68, 15.8, 31.8)),
+    ("kl-4x16x16-c32",      _kl(32),  _4X16X16,  Stated(8.79, 16, 31.9)),
+    ("fsq-4x16x16-4096",    _fsq(4),  _4X16X16,  Stated(8.59, 15.7, 31.7)),
+    ("fsq-4x16x16-32768",   _fsq(5),  _4X16X16,  Stated(8.6, 15.7, 31.7)),
+    ("fsq-4x16x16-262144",  _fsq(6),  _4X16X16,  Stated(8.61, 15.7, 31.7)),
+    ("kl-8x16x16-c4",       _kl(4),   _8X16X16,  Stated(21, 32.3, 49.8)),
+    ("kl-8x16x16-c8",       _kl(8),   _8X16X16,  Stated(21, 32.4, 49.8)),
+    ("kl-8x16x16-c16",      _kl(16),  _8X16X16,  Stated(21.1, 32.5, 49.9)),
+    ("kl-8x16x16-c32",      _kl(32),  _8X16X16,  Stated(21.3, 32.6, 50.1)),
+    ("fsq-8x16x16-4096",    _fsq(4),  _8X16X16,  Stated(21, 32.3, 49.8)),
+    ("fsq-8x16x16-32768",   _fsq(5),  _8X16X16,  Stated(21, 32.3, 49.8)),
+    ("fsq-8x16x16-262144",  _fsq(6),  _8X16X16,  Stated(21, 32.4, 49.8)),
+    ("kl-8x32x32-c128",     _kl(128), _8X32X32,  Stated(90.3, 38.8, 60.9)),
+    ("lfq-4x8x8-262144",    _LFQ,     _4X8X8,    Stated(4.89, 28.7, 52.5)),
+    ("bsq-4x8x8-262144",    _BSQ,     _4X8X8,    Stated(4.89, 28.7, 52.5)),
+    ("vq-4x8x8-8192",       _VQ,      _4X8X8,    Stated(4.88, 29.3, 52.4)),
+)  # fmt: skip
+
+PRESETS: dict[str, Config] = {name: bottleneck | architecture for name, bottleneck, architecture, _ in _TABLE}
+"""Arguments of `CausalVideoTokenizer` by name."""
+
+STATED: dict[str, Stated] = {name: stated for name, _, _, stated in _TABLE}
+"""Parameters and GFLOP of each preset."""
+
+TINY: Config = dict(
+    bottleneck="kl", latent_channels=4, ratios=_4X8X8["ratios"],
     encoder_widths=(8, 8, 16), encoder_blocks=(1, 1, 1),
     decoder_widths=(8, 8, 16), decoder_blocks=(1, 1, 1),
 )  # fmt: skip

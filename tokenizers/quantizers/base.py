@@ -1,12 +1,16 @@
 """The interface of a bottleneck."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from kinema.errors import KinemaError
 
 
 @dataclass(kw_only=True)
@@ -39,6 +43,17 @@ class Bottleneck(nn.Module, ABC):
     latent_channels: int
     in_channels: int
 
+    @classmethod
+    @abstractmethod
+    def from_options(
+        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
+    ) -> "Bottleneck":
+        """The bottleneck of a tokenizer's options, see `kinema.tokenizers.quantizers.make_bottleneck`.
+
+        Raises:
+            KinemaError: an option that this bottleneck needs is missing, or one does not fit.
+        """
+
     @abstractmethod
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None
@@ -52,3 +67,57 @@ class Bottleneck(nn.Module, ABC):
             TypeError: the bottleneck is continuous.
         """
         raise TypeError(f"a {type(self).__name__} bottleneck is continuous and has no code indices")
+
+
+class DiscreteBottleneck(Bottleneck):
+    """A bottleneck whose latents are the codes of a codebook.
+
+    Attributes:
+        codebook_size: number of codes; indices lie in ``0..codebook_size - 1``.
+    """
+
+    codebook_size: int
+
+    @abstractmethod
+    def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
+        """The index of the code nearest to each latent; of a code, its own."""
+
+    @abstractmethod
+    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
+        """The codes of indices, the inverse of `latents_to_indices`.
+
+        Raises:
+            KinemaError: an index lies outside the codebook.
+        """
+
+    def _check_indices(self, indices: Tensor) -> None:
+        if indices.numel() == 0:
+            return
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= self.codebook_size:
+            raise KinemaError(f"`indices` (={low}..{high}) must lie in 0..{self.codebook_size - 1}")
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """A block whose matrix products on the tensor's device keep their precision; meta tensors have no autocast."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def agree(argument: str, given: int | None, wanted: int, reason: str) -> None:
+    """Refuses an option that says something else than what follows from the others; None says nothing.
+
+    Raises:
+        KinemaError: they differ.
+    """
+    if given is not None and given != wanted:
+        raise KinemaError(f"`{argument}` (={given}) must be {wanted}, {reason}, or be left out")
+
+
+def refuse(argument: str, given: Any, bottleneck: str) -> None:
+    """Refuses an option that a bottleneck has no use for.
+
+    Raises:
+        KinemaError: it was given.
+    """
+    if given is not None:
+        raise KinemaError(f"`{argument}` (={given}) must be left out for the bottleneck {bottleneck!r}")

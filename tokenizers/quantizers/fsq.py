@@ -1,5 +1,6 @@
 """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): every channel is rounded to a few levels."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -7,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
+from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, agree
 
 
-class FSQ(Bottleneck):
+class FSQ(DiscreteBottleneck):
     """Rounds channel i to one of `levels[i]` values in [-1, 1]; the codebook is the product of the levels.
 
     Latents are (integer level) / (levels // 2); the index counts in mixed radix with channel 0 fastest. Memory is
@@ -26,16 +27,29 @@ class FSQ(Bottleneck):
             levels: number of levels per channel, each at least 2.
 
         Raises:
-            KinemaError: a level is below 2, or there is none.
+            KinemaError: a level is below 2, there is none, or the codes are too many for 64-bit indices.
         """
         super().__init__()
         if not levels or min(levels) < 2:
             raise KinemaError(f"`levels` (={tuple(levels)}) must be integers of at least 2, one per latent channel")
+        if prod(levels) > 2**62:
+            raise KinemaError(f"`levels` (={tuple(levels)}) must make at most 2^62 codes")
         self.latent_channels = self.in_channels = len(levels)
         self.codebook_size = prod(levels)
         basis = [prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
+
+    @classmethod
+    def from_options(
+        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
+    ) -> "FSQ":
+        if fsq_levels is None:
+            raise KinemaError("`fsq_levels` (=None) must be given for the bottleneck 'fsq'")
+        fsq = cls(tuple(fsq_levels))
+        agree("latent_channels", latent_channels, fsq.latent_channels, "the number of `fsq_levels`")
+        agree("codebook_size", codebook_size, fsq.codebook_size, "the product of `fsq_levels`")
+        return fsq
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None
@@ -50,22 +64,19 @@ class FSQ(Bottleneck):
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
-        rounded = bounded + (bounded.round() - bounded).detach()
+        # From 1,001 levels on the bounds reach beyond the outermost levels by more than half a step.
+        nearest = bounded.round().clamp(-(levels // 2), (levels - 1) // 2)
+        rounded = bounded + (nearest - bounded).detach()
         return rounded / (levels // 2)
 
-    def latents_to_indices(self, latents: Float[Tensor, "b c t h w"]) -> Int[Tensor, "b t h w"]:
-        half = self._channelwise(self._levels) // 2
-        digits = (latents * half).round().long() + half
+    def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
+        levels = self._channelwise(self._levels)
+        half = levels // 2
+        digits = ((latents * half).round().long() + half).clamp(torch.zeros_like(levels), levels - 1)
         return (digits * self._channelwise(self._basis)).sum(dim=1)
 
     def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
-        """
-        Raises:
-            KinemaError: an index lies outside the codebook.
-        """
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= self.codebook_size:
-            raise KinemaError(f"`indices` (={low}..{high}) must lie in 0..{self.codebook_size - 1}")
+        self._check_indices(indices)
         half = self._channelwise(self._levels) // 2
         digits = indices.unsqueeze(1) // self._channelwise(self._basis) % self._channelwise(self._levels)
         return (digits - half).float() / half

@@ -1,11 +1,14 @@
 """The Gaussian bottleneck of variational auto-encoders (arXiv 1312.6114)."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
+from kinema.errors import KinemaError
+from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput, refuse
 
 # Training starts with a posterior that is narrow against the prior (std 0.02), so that samples carry the signal.
 _INITIAL_LOGVAR = -8.0
@@ -40,6 +43,16 @@ class KL(Bottleneck):
         super().__init__()
         self.latent_channels = latent_channels
         self.in_channels = 2 * latent_channels
+
+    @classmethod
+    def from_options(
+        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
+    ) -> "KL":
+        if latent_channels is None or latent_channels < 1:
+            raise KinemaError(f"`latent_channels` (={latent_channels}) must be at least 1 for the bottleneck 'kl'")
+        refuse("fsq_levels", fsq_levels, "kl")
+        refuse("codebook_size", codebook_size, "kl")
+        return cls(latent_channels)
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

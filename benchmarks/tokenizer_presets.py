@@ -1,0 +1,106 @@
+"""Parameters and GFLOP of every tokenizer preset, as the table of docs/tokenizers.md.
+
+    python benchmarks/tokenizer_presets.py [--rows] [--update docs/tokenizers.md]
+
+Networks are built on the meta device, where nothing is computed. GFLOP are those of convolutions and matrix products,
+2 per multiply-add, for a clip of 17×256×256, as torch's FlopCounterMode counts them. `--rows` prints what
+`kinema/tokenizers/causal_vae/presets.py` states, `--update` renews the table in a file, between its two marks.
+"""
+
+import argparse
+from math import log2, prod
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kinema import CausalVideoTokenizer
+from kinema.files import atomic_path
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, block_ratio
+from kinema.tokenizers.causal_vae.presets import PRESETS, STATED, Stated
+from kinema.tokenizers.quantizers import DiscreteBottleneck
+from kinema.tokenizers.streaming import StreamCache
+
+CLIP = (1, 3, 17, 256, 256)
+BEGIN, END = "<!-- presets: begin -->", "<!-- presets: end -->"
+
+
+def build(name: str) -> CausalVideoTokenizer:
+    """A preset on the meta device."""
+    with torch.device("meta"):
+        return CausalVideoTokenizer.from_preset(name).eval()
+
+
+@torch.no_grad()
+def measure(model: CausalVideoTokenizer) -> Stated:
+    """Counts a model on the meta device; to three significant digits."""
+    video = torch.empty(CLIP, device="meta")
+    with FlopCounterMode(display=False) as encoding:
+        latents = model.quantizer(model.encoder(video, StreamCache())).mode
+    with FlopCounterMode(display=False) as decoding:
+        assert model.decoder(latents, StreamCache()).shape == CLIP
+    counts = (
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        encoding.get_total_flops() / 1e9,
+        decoding.get_total_flops() / 1e9,
+    )
+    return Stated(*(float(f"{count:.3g}") for count in counts))
+
+
+def information(name: str, model: CausalVideoTokenizer) -> tuple[str, str]:
+    """What the latents of one pixel hold: numbers per number of the video, and bits per pixel where they are codes."""
+    ratio = block_ratio([(r[0], r[1], r[2]) for r in PRESETS[name]["ratios"]])
+    pixels = prod(HAAR_RATIO) * prod(ratio)
+    if isinstance(model.quantizer, DiscreteBottleneck):
+        return "", f"{log2(model.quantizer.codebook_size) / pixels:.3g}"
+    return f"1 : {3 * pixels / model.latent_channels:g}", ""
+
+
+def table() -> str:
+    """All presets as Markdown, with the figures that presets.py states."""
+    lines = [
+        "| Preset | Ratio (time, height, width) | Bottleneck | Latent values : video values | Bits per pixel "
+        "| Parameters (M) | GFLOP encode | GFLOP decode |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, stated in STATED.items():
+        model = build(name)
+        q = model.quantizer
+        ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
+        ratio = f"{ct}, {cs}, {cs}"
+        what = f"{type(q).__name__}, {model.latent_channels} channels"
+        if isinstance(q, DiscreteBottleneck):
+            what += f", {q.codebook_size:,} codes"
+        numbers, bits = information(name, model)
+        figures = f"{stated.parameters:g} | {stated.encode:g} | {stated.decode:g}"
+        lines.append(f"| `{name}` | {ratio} | {what} | {numbers} | {bits} | {figures} |")
+    return "\n".join(lines)
+
+
+def rows() -> str:
+    """What presets.py states, measured."""
+    measured = {name: measure(build(name)) for name in PRESETS}
+    return "\n".join(f"{n}: Stated({s.parameters:g}, {s.encode:g}, {s.decode:g})" for n, s in measured.items())
+
+
+def update(path: Path) -> None:
+    """Renews the table between the marks of a file."""
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", action="store_true", help="print what presets.py is to state")
+    parser.add_argument("--update", type=Path, help="file whose table is renewed")
+    arguments = parser.parse_args()
+    if arguments.update:
+        update(arguments.update)
+    else:
+        print(rows() if arguments.rows else table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""What all of kinema's tokenizers share: checks, padding, streams, tiles, precision, latent statistics.
+
+A subclass builds `quantizer`, `encoder` and `decoder` and says its ratios; how pixels become latents is theirs.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kinema.errors import KinemaError
+from kinema.tokenizers.checks import check_latents, check_video, check_weights, wanted_size
+from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid
+from kinema.tokenizers.quantizers import Bottleneck
+from kinema.tokenizers.streaming import StreamCache, whole_steps
+from kinema.tokenizers.tiling import Tiling, run_tiled
+
+PIECE_PIXELS = 17 * 512 * 512
+"""Outside training a clip passes in pieces of at most so many pixels (frames · height · width), but one latent step."""
+TILE_SIZE = 1024
+"""Frames larger than this along an axis are cut into tiles, unless tiling is disabled."""
+
+
+class LatentTokenizer(ModelMixin, ConfigMixin):
+    """A causal video tokenizer: clips of any length and size to latents, and back; one frame is an image.
+
+    A subclass sets in `__init__`:
+        quantizer: The bottleneck.
+        encoder: ``(video (b, 3, t, h, w), cache) -> (b, c, t', h', w')`` float32, whole latent steps; with an attribute
+            `context`, the latent cells that an output can depend on to either side, and `grain` if it has windows.
+        decoder: ``(latents (b, z, t', h', w'), cache) -> (b, 3, t, h, w)``, likewise.
+        _temporal_ratio, _spatial_ratio: Frames of a latent step, pixels of a latent cell.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = False
+
+    quantizer: Bottleneck
+    encoder: Any
+    decoder: Any
+    _temporal_ratio: int
+    _spatial_ratio: int
+    _tile_size: int | None = TILE_SIZE
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """A saved tokenizer, from a folder or a hub.
+
+        Raises:
+            KinemaError: The folder's weights are not those of its config, or it holds a tokenizer of another class.
+        """
+        folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        if (folder / "config.json").is_file():
+            config: Any = cls.load_config(folder)
+            name = config.get("_class_name")
+            if name != cls.__name__:
+                raise KinemaError(f"`{folder}` (of class {name}) must hold a {cls.__name__}")
+        try:
+            model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except KinemaError:
+            raise
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise KinemaError(
+                f"`{folder}` cannot be loaded as a {cls.__name__}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        if folder.is_dir():
+            check_weights(model, folder)
+        return model
+
+    @property
+    def temporal_compression_ratio(self) -> int:
+        return self._temporal_ratio
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        return self._spatial_ratio
+
+    @property
+    def latent_channels(self) -> int:
+        return self.quantizer.latent_channels
+
+    # --- whole clips ---
+
+    @apply_forward_hook
+    def encode(self, video: Tensor) -> TokenizerOutput:
+        """Deterministic latents of a clip.
+
+        Args:
+            video: ``(b, 3, t, h, w)``, float in [-1, 1]; any number of frames and any size (padded to whole latent
+                cells). A long clip passes in pieces, so that memory grows with its latents only.
+
+        Returns:
+            `.latents` ``(b, z, 1 + ceil((t-1)/ct), ceil(h/cs), ceil(w/cs))``, the mode for KL and the code otherwise.
+
+        Raises:
+            KinemaError: The video is of another type, shape or range, or holds NaN.
+        """
+        check_video(video)
+        return self._encode(video, sample=False, generator=None)[0]
+
+    def _encode(self, video: Tensor, sample: bool, generator: torch.Generator | None) -> tuple[TokenizerOutput, Tensor]:
+        """The output, and the latents that the decoder gets in training (a sample, where `sample` is set)."""
+        t, h, w = video.shape[2:]
+        padded = pad_to_grid(video, self._temporal_ratio, self._spatial_ratio)
+        if torch.is_grad_enabled():
+            hidden = self.encoder(padded.to(self._type_of(self.encoder)))
+        else:
+            cache = StreamCache()
+            pieces = whole_steps([padded], self._temporal_ratio, PIECE_PIXELS)
+            hidden = torch.cat([self._pass(self.encoder, piece, cache) for piece in pieces], dim=2)
+        code = self.quantizer(hidden, sample=sample, generator=generator)
+        output = TokenizerOutput(
+            latents=code.mode,
+            latent_dist=code.latent_dist,
+            indices=code.indices,
+            losses=code.losses,
+            num_frames=t,
+            height=h,
+            width=w,
+        )
+        return output, code.latents
+
+    @apply_forward_hook
+    def decode(
+        self, latents: Tensor, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> DecoderOutput:
+        """Video of latents, `.sample` ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
+
+        Args:
+            latents: ``(b, z, t', h', w')``, as from `encode`, not normalised.
+            num_frames, height, width: Crop the video to this size; whole latent cells unless told.
+
+        Raises:
+            KinemaError: The latents are not of this tokenizer, or the wanted size does not end in the last latent cell.
+        """
+        check_latents(latents, self.latent_channels)
+        t, h, w = wanted_size(
+            latents.shape[2:],
+            self._temporal_ratio,
+            self._spatial_ratio,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+        )
+        if torch.is_grad_enabled():
+            video = self.decoder(latents.to(self._type_of(self.decoder)))
+        else:
+            cache = StreamCache()
+            parts = latents.split(self._piece_steps(*latents.shape[3:]), dim=2)
+            video = torch.cat([self._pass(self.decoder, part, cache) for part in parts], dim=2)
+        return DecoderOutput(sample=video[:, :, :t, :h, :w])
+
+    @torch.no_grad()
+    def reconstruct(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
+        """``decode(encode(video))`` at the size of the input, clamped to [-1, 1]."""
+        code = self.encode(video)
+        return self.decode(code.latents, code.num_frames, code.height, code.width).sample.clamp(-1.0, 1.0)
+
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
+        """Latents of code indices ``(b, t', h', w')``.
+
+        Raises:
+            TypeError: The bottleneck is continuous.
+            KinemaError: An index lies outside the codebook.
+        """
+        return self.quantizer.indices_to_latents(indices)
+
+    def forward(
+        self,
+        video: Float[Tensor, "b 3 t h w"],
+        sample_posterior: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "b 3 t h w"], TokenizerOutput]:
+        """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked."""
+        output, latents = self._encode(video, sample_posterior, generator)
+        t, h, w = video.shape[2:]
+        return self.decode(latents, t, h, w).sample, output
+
+    # --- streams ---
+
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor], cache: StreamCache | None = None) -> Iterator[Tensor]:
+        """Latents of a clip that comes in chunks, as soon as their latent steps are whole; equal to the whole clip's.
+
+        Args:
+            chunks: ``(b, 3, t, h, w)`` in [-1, 1], of any numbers of frames; taken one at a time, when needed.
+            cache: State of the stream (a new one unless given).
+
+        Yields:
+            ``(b, z, t', h', w')``; the last latent step is padded like that of a whole clip.
+
+        Raises:
+            KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
+        """
+        cache = _open(cache)
+        for piece in whole_steps(_checked(chunks), self._temporal_ratio, PIECE_PIXELS, cache.first):
+            lead = 1 if cache.first else 0
+            if (piece.shape[2] - lead) % self._temporal_ratio:
+                cache.closed = True
+                missing = -(piece.shape[2] - lead) % self._temporal_ratio
+                piece = torch.cat([piece, piece[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+            padded = pad_to_grid(piece, 1, self._spatial_ratio)
+            yield self.quantizer(self._pass(self.encoder, padded, cache)).mode
+
+    @torch.no_grad()
+    def decode_stream(
+        self,
+        latents: Iterable[Tensor],
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        cache: StreamCache | None = None,
+    ) -> Iterator[Tensor]:
+        """Video of latents that come in chunks; equal to decoding them all at once.
+
+        Args:
+            latents: ``(b, z, t', h', w')``, of any numbers of steps; taken one at a time, when needed.
+            num_frames: Crop the whole video to so many frames, which must end in the last latent step.
+            height, width: Crop the frames; whole latent cells unless told.
+            cache: State of the stream (a new one unless given).
+
+        Yields:
+            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped): ``1 + (t' - 1)·ct`` frames first, then ``t'·ct``.
+
+        Raises:
+            KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last latent cell, or the
+                cache's stream has ended.
+        """
+        cache = _open(cache)
+        given = 0
+        for chunk in latents:
+            check_latents(chunk, self.latent_channels)
+            _, h, w = wanted_size(chunk.shape[2:], 1, self._spatial_ratio, height=height, width=width)
+            if num_frames is not None and given >= num_frames:
+                raise KinemaError(f"`num_frames` (={num_frames}) must end in the last latent step, and more steps came")
+            for part in chunk.split(self._piece_steps(*chunk.shape[3:]), dim=2):
+                video = self._pass(self.decoder, part, cache)
+                kept = video.shape[2] if num_frames is None else min(video.shape[2], num_frames - given)
+                given += video.shape[2]
+                yield video[:, :, :kept, :h, :w]
+        if num_frames is not None and given < num_frames:
+            raise KinemaError(f"`num_frames` (={num_frames}) must be at most the {given} frames of the latents")
+
+    def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:
+        """The next piece of a stream through encoder or decoder, in tiles where the frame is large."""
+        cell = self._spatial_ratio
+        cell_in, cell_out = (cell, 1) if network is self.encoder else (1, cell)
+        x = x.to(self._type_of(network))
+        height, width = x.shape[3] // cell_in * cell, x.shape[4] // cell_in * cell
+        if self._tile_size is not None and max(height, width) > self._tile_size:
+            y = run_tiled(network, x, self._tiling(network), cell_in, cell_out, cache)
+        else:
+            y = network(x, cache)
+        cache.first = False
+        return y
+
+    def _piece_steps(self, height: int, width: int) -> int:
+        cells = height * width * self._spatial_ratio**2
+        return max(PIECE_PIXELS // (cells * self._temporal_ratio), 1)
+
+    # --- tiles and precision ---
+
+    def enable_tiling(self, tile_size: int = TILE_SIZE) -> None:
+        """Cuts frames larger than `tile_size` pixels along an axis into tiles of at most that size (the default).
+
+        Tiles are read with their surroundings. Where the network's context is covered by them, as in the convolutional
+        tokenizers, the result is that of the whole frame to float32 round-off.
+
+        Raises:
+            KinemaError: `tile_size` holds no latent cell.
+        """
+        if tile_size < self._spatial_ratio:
+            raise KinemaError(
+                f"`tile_size` (={tile_size}) must be at least one latent cell ({self._spatial_ratio} pixels)"
+            )
+        self._tile_size = tile_size
+
+    def disable_tiling(self) -> None:
+        """Passes frames of any size whole."""
+        self._tile_size = None
+
+    def _tiling(self, network: nn.Module) -> Tiling:
+        assert self._tile_size is not None
+        context: Any = network.context
+        grain: Any = getattr(network, "grain", 1)
+        return Tiling(self._tile_size // self._spatial_ratio, context, grain)
+
+    def set_precision(
+        self, encode: torch.dtype = torch.float32, decode: torch.dtype = torch.float32
+    ) -> "LatentTokenizer":
+        """Types that encoder and decoder compute in; latents stay float32.
+
+        Decoding stands bfloat16 well; encoding drifts, and what is trained on the latents with it.
+        """
+        self.encoder.to(encode)
+        self.decoder.to(decode)
+        return self
+
+    @staticmethod
+    def _type_of(network: nn.Module) -> torch.dtype:
+        return next(network.parameters()).dtype
+
+    # --- latent statistics ---
+
+    def normalize(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
+        """Latents as a diffusion model wants them: `(latents - latents_mean) / latents_std`, or as they are without."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def denormalize(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
+        """The inverse of `normalize`."""
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def set_latent_statistics(self, mean: Float[Tensor, " z"], std: Float[Tensor, " z"]) -> None:
+        """Stores what `normalize` subtracts and divides by in the config; measured once, after training."""
+        self.register_to_config(latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config: Any = self.config
+        if config.latents_mean is None:
+            return torch.zeros((), device=like.device), torch.ones((), device=like.device)
+        mean = torch.tensor(config.latents_mean, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        std = torch.tensor(config.latents_std, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        return mean, std
+
+
+def _open(cache: StreamCache | None) -> StreamCache:
+    if cache is not None and cache.closed:
+        raise KinemaError("`cache` (=a stream that has ended) must be a new one: its last latent step was not whole")
+    return StreamCache() if cache is None else cache
+
+
+def _checked(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Chunks of a video, each checked, all of the size of the first."""
+    size: torch.Size | None = None
+    for chunk in chunks:
+        check_video(chunk, argument="chunk", least_frames=0)
+        size = chunk.shape[3:] if size is None else size
+        if chunk.shape[3:] != size:
+            raise KinemaError(f"`chunk` (of {tuple(chunk.shape[3:])} pixels) must have the {tuple(size)} of the first")
+        yield chunk

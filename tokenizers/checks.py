@@ -1,0 +1,107 @@
+"""Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kinema.errors import KinemaError
+
+RANGE_TOLERANCE = 1e-3
+"""Pixels may leave [-1, 1] by this much: rounding, and the overshoot of half precision."""
+
+
+def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -> None:
+    """Checks that a tensor is a video, ``(b, 3, t, h, w)``, float in [-1, 1].
+
+    Raises:
+        KinemaError: It has other dimensions, channels, type or range, no pixel, or holds NaN.
+    """
+    shape = tuple(video.shape)
+    if video.ndim != 5 or shape[1] != 3:
+        raise KinemaError(f"`{argument}` (of shape {shape}) must be (batch, 3, frames, height, width)")
+    if not video.is_floating_point():
+        raise KinemaError(f"`{argument}` (of type {video.dtype}) must be float in [-1, 1], not integers in 0..255")
+    sizes = {"batch": shape[0], "frames": shape[2], "height": shape[3], "width": shape[4]}
+    for name, size in sizes.items():
+        least = least_frames if name == "frames" else 1
+        if size < least:
+            raise KinemaError(f"`{argument}` (of shape {shape}) must have {name} of at least {least}")
+    if video.numel() == 0:
+        return
+    low, high = (float(value) for value in torch.aminmax(video.detach()))
+    if low != low or high != high:
+        raise KinemaError(f"`{argument}` (with NaN) must hold numbers in [-1, 1]")
+    if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise KinemaError(f"`{argument}` (in [{low:g}, {high:g}]) must lie in [-1, 1]")
+
+
+def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> None:
+    """Checks that a tensor is latents, ``(b, channels, t', h', w')``.
+
+    Raises:
+        KinemaError: It has other dimensions or channels, is not float, or holds no value.
+    """
+    shape = tuple(latents.shape)
+    if latents.ndim != 5 or shape[1] != channels or latents.numel() == 0:
+        raise KinemaError(f"`{argument}` (of shape {shape}) must be (batch, {channels}, frames, height, width)")
+    if not latents.is_floating_point():
+        raise KinemaError(
+            f"`{argument}` (of type {latents.dtype}) must be float; code indices go through `indices_to_latents`"
+        )
+
+
+def wanted_size(
+    latent_size: tuple[int, ...],
+    ct: int,
+    cs: int,
+    *,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> tuple[int, int, int]:
+    """The size to which a decoded video is cropped: what is given, or whole latent cells.
+
+    Raises:
+        KinemaError: A given size does not end in the last latent cell.
+    """
+    tl, hl, wl = latent_size
+    whole = {"num_frames": 1 + (tl - 1) * ct, "height": hl * cs, "width": wl * cs}
+    given = {"num_frames": num_frames, "height": height, "width": width}
+    wanted = {name: whole[name] if value is None else value for name, value in given.items()}
+    for name, step in (("num_frames", ct), ("height", cs), ("width", cs)):
+        least = max(whole[name] - step + 1, 1)
+        if not least <= wanted[name] <= whole[name]:
+            raise KinemaError(
+                f"`{name}` (={wanted[name]}) must lie in {least}..{whole[name]} for latents of shape {(tl, hl, wl)}"
+            )
+    return wanted["num_frames"], wanted["height"], wanted["width"]
+
+
+def check_weights(model: nn.Module, folder: Path) -> None:
+    """Checks that the safetensors files of a folder hold exactly the weights of a loaded model.
+
+    diffusers only logs what is missing and leaves those weights at random values.
+
+    Raises:
+        KinemaError: No safetensors file, an unreadable one, or names that differ.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise KinemaError(f"model folder `{folder}` must have a .safetensors file")
+    stored: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                stored.update(weights.keys())
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise KinemaError(f"`{path}` is not readable as safetensors: {reason}") from error
+    wanted = set(model.state_dict())
+    if stored != wanted:
+        example = sorted(stored ^ wanted)[0]
+        raise KinemaError(
+            f"the weights in `{folder}` do not fit their config: {len(wanted - stored)} missing and "
+            f"{len(stored - wanted)} unknown, such as {example!r}"
+        )

@@ -1,0 +1,176 @@
+"""Vector quantisation with a codebook that follows its latents (van den Oord et al., arXiv 1711.00937, app. A.1)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kinema.errors import KinemaError
+from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, refuse, without_autocast
+
+_TABLE = 2**20  # largest table of latents × codes that exists at once, in numbers
+
+
+class VQ(DiscreteBottleneck):
+    """Replaces each latent by the nearest of `codebook_size` vectors; gradients pass straight through.
+
+    In training mode, where gradients flow to the latents (an encoder that is frozen keeps its codebook), a call moves
+    every code towards the mean of its latents:
+
+        share ← decay · share + (1 - decay) · batch share
+        code  ← code + (1 - decay) · batch share / share · (batch mean - code)
+
+    which is the moving average of sums over that of counts, written so that no number grows with the batch, and
+    half-precision weights hold it. The first such call takes its latents as codes; codes whose share falls below
+    `revive_below` times the mean share are put on latents of the batch, drawn by the generator. Processes of
+    `torch.distributed` see each other's latents, and have the same codebook after every call. There is no tensor of
+    latents × codes × channels, and none of latents × codes above 2^20 numbers.
+
+    Losses:
+        commitment: mean of (z - code)².
+    """
+
+    codebook: Tensor
+    shares: Tensor
+    initialised: Tensor
+
+    def __init__(
+        self,
+        codebook_size: int,
+        latent_channels: int,
+        decay: float = 0.99,
+        revive_below: float = 0.1,
+        cosine: bool = False,
+    ):
+        """
+        Args:
+            codebook_size: number of codes.
+            latent_channels: channels of a code.
+            decay: of the moving averages, per call.
+            revive_below: share of a code, relative to 1 / `codebook_size`, below which it is dead; 0 lets codes die.
+            cosine: latents and codes have length 1 (arXiv 2110.04627, section 3.2).
+
+        Raises:
+            KinemaError: an argument lies outside its range.
+        """
+        super().__init__()
+        if codebook_size < 2:
+            raise KinemaError(f"`codebook_size` (={codebook_size}) must be at least 2")
+        if latent_channels < 1:
+            raise KinemaError(f"`latent_channels` (={latent_channels}) must be at least 1")
+        if not 0.0 <= decay < 1.0:
+            raise KinemaError(f"`decay` (={decay}) must lie in [0, 1)")
+        if not 0.0 <= revive_below < 1.0:
+            raise KinemaError(f"`revive_below` (={revive_below}) must lie in [0, 1)")
+        self.codebook_size = codebook_size
+        self.latent_channels = self.in_channels = latent_channels
+        self.decay, self.revive_below, self.cosine = decay, revive_below, cosine
+        codes = torch.randn(codebook_size, latent_channels)
+        self.register_buffer("codebook", normalize(codes) if cosine else codes)
+        self.register_buffer("shares", torch.full((codebook_size,), 1.0 / codebook_size))
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    @classmethod
+    def from_options(
+        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
+    ) -> "VQ":
+        refuse("fsq_levels", fsq_levels, "vq")
+        for name, value in (("codebook_size", codebook_size), ("latent_channels", latent_channels)):
+            if value is None:
+                raise KinemaError(f"`{name}` (=None) must be given for the bottleneck 'vq'")
+        assert codebook_size is not None
+        assert latent_channels is not None
+        return cls(codebook_size, latent_channels)
+
+    def forward(
+        self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None
+    ) -> BottleneckOutput:
+        z = self._project(h.float())
+        vectors = rearrange(z.detach(), "b c t h w -> (b t h w) c")
+        follows = self.training and torch.is_grad_enabled() and z.requires_grad
+        if follows and not self.initialised:
+            self._put(torch.ones_like(self.shares, dtype=torch.bool), vectors, generator)
+            self.initialised.fill_(True)
+        indices = self.latents_to_indices(z)
+        code = self._look_up(indices)
+        if follows:
+            self._follow(vectors, indices.flatten(), generator)
+        latents = z + (code - z).detach()
+        losses = {"commitment": (z - code).square().mean()}
+        return BottleneckOutput(latents=latents, mode=latents, indices=indices, losses=losses)
+
+    @torch.no_grad()
+    def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
+        vectors = rearrange(self._project(latents.float()), "b z t h w -> (b t h w) z")
+        codes = self.codebook.float()
+        half_squares = codes.square().sum(1) / 2
+        # |z - e|² / 2 without |z|² / 2, which is the same for all codes. Autocast would compare in bfloat16.
+        with without_autocast(vectors):
+            chunks = vectors.split(max(_TABLE // self.codebook_size, 1))
+            nearest = torch.cat([torch.addmm(half_squares, x, codes.T, alpha=-1).argmin(1) for x in chunks])
+        b, _, t, h, w = latents.shape
+        return nearest.view(b, t, h, w)
+
+    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
+        self._check_indices(indices)
+        return self._look_up(indices)
+
+    def _look_up(self, indices: Tensor) -> Tensor:
+        return self.codebook.float()[indices.long()].movedim(-1, 1)
+
+    def _project(self, z: Tensor) -> Tensor:
+        return normalize(z, dim=1) if self.cosine else z
+
+    @torch.no_grad()
+    def _follow(
+        self, vectors: Float[Tensor, "n z"], indices: Int[Tensor, " n"], generator: torch.Generator | None
+    ) -> None:
+        """One step of the moving averages, then new places for dead codes."""
+        counts = torch.bincount(indices, minlength=self.codebook_size).float()
+        sums = _sum_by_index(vectors, indices, self.codebook_size)
+        if _in_processes():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        codes = self.codebook.float()
+        batch_share = counts / counts.sum()
+        share = self.decay * self.shares.float() + (1 - self.decay) * batch_share
+        means = sums / counts.clamp_min(1.0).unsqueeze(1)
+        # A code that got nothing has a weight of 0 and stays; where its share has run out, 0 / 0 must not move it.
+        weight = (1 - self.decay) * batch_share / share.clamp_min(torch.finfo(torch.float32).tiny)
+        codes = codes + weight.unsqueeze(1) * (means - codes)
+        self.codebook.copy_(normalize(codes) if self.cosine else codes)
+        self.shares.copy_(share)
+        dead = share < self.revive_below / self.codebook_size
+        if dead.any():
+            self._put(dead, vectors, generator)
+
+    @torch.no_grad()
+    def _put(self, which: Tensor, vectors: Float[Tensor, "n z"], generator: torch.Generator | None) -> None:
+        """Puts codes on latents of the batch, from all processes in turn, as different ones as there are."""
+        number = int(which.sum())
+        device = generator.device if generator is not None else vectors.device
+        order = torch.randperm(len(vectors), generator=generator, device=device).to(vectors.device)
+        drawn = vectors[order.repeat(-(-number // len(vectors)))[:number]]
+        if _in_processes():
+            everyone = [torch.empty_like(drawn) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, drawn.contiguous())
+            drawn = torch.stack(everyone, dim=1).flatten(0, 1)[:number]
+        self.codebook[which] = drawn.to(self.codebook.dtype)
+        self.shares[which] = 1.0 / self.codebook_size
+
+
+def _sum_by_index(vectors: Float[Tensor, "n z"], indices: Int[Tensor, " n"], size: int) -> Float[Tensor, "k z"]:
+    """Sums of the vectors of each index, in an order that does not change from run to run."""
+    sums = vectors.new_zeros(size, vectors.shape[1])
+    if vectors.is_cuda:
+        # It sorts first, while `index_add_` adds there in the order that threads happen to run.
+        return sums.index_put_((indices,), vectors, accumulate=True)
+    return sums.index_add_(0, indices, vectors)
+
+
+def _in_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
