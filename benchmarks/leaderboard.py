@@ -102,12 +102,7 @@ def measure_tokenizers(arguments: argparse.Namespace) -> dict[str, Any]:
 def _measure_tokenizer(name: str, clips: Sequence[tuple[str, Tensor]], arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(name, arguments.device)
     distance = FrechetVideoDistance(arguments.fvd, device=arguments.device)
-
-    def count(clip: str, original: Tensor, reconstruction: Tensor) -> None:
-        for video, real in ((original, True), (reconstruction, False)):
-            distance.update(video.permute(3, 0, 1, 2)[None], real=real, names=[clip])
-
-    report = evaluate_reconstruction(tokenizer, clips, FRAME_METRICS, device=arguments.device, watch=count)
+    report = evaluate_reconstruction(tokenizer, clips, FRAME_METRICS, device=arguments.device, fvd=distance)
     fvd = distance.result()
     ct, cs, channels = (
         tokenizer.temporal_compression_ratio,

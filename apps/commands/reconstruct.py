@@ -150,7 +150,7 @@ def windows(reader: "VideoReader", window_frames: int | None, temporal_ratio: in
 def reconstruct_pieces(tokenizer: Any, pieces: "Iterator[Tensor]", scores: Scores) -> "Iterator[Tensor]":
     """Frames, uint8 `(t, h, w, 3)`, through the tokenizer and back; counts them in `scores`.
 
-    kinema's tokenizers take the pieces as one stream, and the result is that of the whole clip; for others each piece is
+    kinema's tokenizers take the pieces as one stream: the result is that of the whole clip. For others each piece is
     a clip of its own.
     """
     from kinema.tokenizers.base import LatentTokenizer
