@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "kinema.apps.commands.generate",
     "reconstruct": "kinema.apps.commands.reconstruct",
     "train": "kinema.apps.commands.train",
+    "tokenizer": "kinema.apps.commands.tokenizer",
     "toybox": "kinema.apps.commands.toybox",
     "eval": "kinema.apps.commands.evaluate",
     "weights": "kinema.apps.commands.weights",

@@ -4,35 +4,35 @@
 
 Networks are built on the meta device, where nothing is computed. GFLOP are those of convolutions and matrix products,
 2 per multiply-add, for a clip of 17×256×256, as torch's FlopCounterMode counts them. `--rows` prints what
-`kinema/tokenizers/causal_vae/presets.py` states, `--update` renews the table in a file, between its two marks.
+`presets.py` and its like state, `--update` renews the table in a file, between its two marks.
 """
 
 import argparse
-from math import log2, prod
+from math import log2
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinema import CausalVideoTokenizer
 from kinema.files import atomic_path
-from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, block_ratio
-from kinema.tokenizers.causal_vae.presets import PRESETS, STATED, Stated
+from kinema.tokenizers.base import LatentTokenizer
+from kinema.tokenizers.causal_vae.presets import Stated
 from kinema.tokenizers.quantizers import DiscreteBottleneck
+from kinema.tokenizers.registry import PRESETS, make_tokenizer, stated
 from kinema.tokenizers.streaming import StreamCache
 
 CLIP = (1, 3, 17, 256, 256)
 BEGIN, END = "<!-- presets: begin -->", "<!-- presets: end -->"
 
 
-def build(name: str) -> CausalVideoTokenizer:
+def build(name: str) -> LatentTokenizer:
     """A preset on the meta device."""
     with torch.device("meta"):
-        return CausalVideoTokenizer.from_preset(name).eval()
+        return make_tokenizer(name).eval()
 
 
 @torch.no_grad()
-def measure(model: CausalVideoTokenizer) -> Stated:
+def measure(model: LatentTokenizer) -> Stated:
     """Counts a model on the meta device; to three significant digits."""
     video = torch.empty(CLIP, device="meta")
     with FlopCounterMode(display=False) as encoding:
@@ -47,13 +47,13 @@ def measure(model: CausalVideoTokenizer) -> Stated:
     return Stated(*(float(f"{count:.3g}") for count in counts))
 
 
-def information(name: str, model: CausalVideoTokenizer) -> tuple[str, str]:
+def information(model: LatentTokenizer) -> tuple[str, str]:
     """What the latents of one pixel hold: numbers per number of the video, and bits per pixel where they are codes."""
-    ratio = block_ratio([(r[0], r[1], r[2]) for r in PRESETS[name]["ratios"]])
-    pixels = prod(HAAR_RATIO) * prod(ratio)
+    # A holistic tokenizer's cell is its window, with many tokens.
+    pixels = model.temporal_compression_ratio * model.spatial_compression_ratio**2 / model.config.get("num_tokens", 1)
     if isinstance(model.quantizer, DiscreteBottleneck):
         return "", f"{log2(model.quantizer.codebook_size) / pixels:.3g}"
-    return f"1 : {3 * pixels / model.latent_channels:g}", ""
+    return f"1 : {3 * pixels / model.latent_channels:.3g}", ""
 
 
 def table() -> str:
@@ -63,16 +63,18 @@ def table() -> str:
         "| Parameters (M) | GFLOP encode | GFLOP decode |",
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
-    for name, stated in STATED.items():
-        model = build(name)
+    for name in PRESETS:
+        model, cost = build(name), stated(name)
         q = model.quantizer
         ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
         ratio = f"{ct}, {cs}, {cs}"
         what = f"{type(q).__name__}, {model.latent_channels} channels"
         if isinstance(q, DiscreteBottleneck):
             what += f", {q.codebook_size:,} codes"
-        numbers, bits = information(name, model)
-        figures = f"{stated.parameters:g} | {stated.encode:g} | {stated.decode:g}"
+        if "num_tokens" in model.config:
+            what += f", {model.config['num_tokens']} tokens"
+        numbers, bits = information(model)
+        figures = f"{cost.parameters:g} | {cost.encode:g} | {cost.decode:g}"
         lines.append(f"| `{name}` | {ratio} | {what} | {numbers} | {bits} | {figures} |")
     return "\n".join(lines)
 

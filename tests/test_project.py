@@ -78,13 +78,16 @@ def test_files_are_short_and_have_docstrings():
 
 def test_nobody_unpickles():
     forbidden = (
-        *("pickle.load", "torch.load(", "import pickle", "from pickle", "allow_pickle=True", "weights_only=False"),
+        *("pickle.load", "import pickle", "from pickle", "allow_pickle=True", "weights_only=False"),
         *("eval(compile", "trust_remote_code=True", "use_safetensors=False"),
     )
     restricted = ROOT / "eval/weights/formats.py"  # has unpicklers that know a few names; the tests beside show that
     files = {file for area in (*AREAS, "benchmarks") for file in (ROOT / area).rglob("*.py")}
     for file in (files | {*(ROOT / "src/kinema").glob("*.py")}) - {restricted}:
-        assert not any(word in file.read_text() for word in forbidden), file
+        text = file.read_text().replace("from pickle import UnpicklingError\n", "")  # what torch's own raises
+        assert not any(word in text for word in forbidden), file
+        # torch's own restricted unpickler knows tensors alone.
+        assert text.count("torch.load(") == len(re.findall(r"torch\.load\([^()]*weights_only=True", text)), file
     text = restricted.read_text()
     assert not any(word in text for word in ("pickle.load", "pickle.Unpickler(", "weights_only=False", "allow_pickle"))
     assert text.count("torch.load(") == text.count("weights_only=True") == 1

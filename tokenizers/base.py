@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.checks import check_latents, check_video, check_weights, wanted_size
+from kinema.tokenizers.checks import check_latents, check_video, check_weights, checked_chunks, wanted_size
 from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid
 from kinema.tokenizers.quantizers import Bottleneck
-from kinema.tokenizers.streaming import StreamCache, whole_steps
+from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
 from kinema.tokenizers.tiling import Tiling, run_tiled
 
 PIECE_PIXELS = 17 * 512 * 512
@@ -199,8 +199,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         Raises:
             KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
         """
-        cache = _open(cache)
-        for piece in whole_steps(_checked(chunks), self._temporal_ratio, PIECE_PIXELS, cache.first):
+        cache = open_stream(cache)
+        for piece in whole_steps(checked_chunks(chunks), self._temporal_ratio, PIECE_PIXELS, cache.first):
             lead = 1 if cache.first else 0
             if (piece.shape[2] - lead) % self._temporal_ratio:
                 cache.closed = True
@@ -233,7 +233,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last latent cell, or the
                 cache's stream has ended.
         """
-        cache = _open(cache)
+        cache = open_stream(cache)
         given = 0
         for chunk in latents:
             check_latents(chunk, self.latent_channels)
@@ -330,20 +330,3 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         mean = torch.tensor(config.latents_mean, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
         std = torch.tensor(config.latents_std, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
         return mean, std
-
-
-def _open(cache: StreamCache | None) -> StreamCache:
-    if cache is not None and cache.closed:
-        raise KinemaError("`cache` (=a stream that has ended) must be a new one: its last latent step was not whole")
-    return StreamCache() if cache is None else cache
-
-
-def _checked(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Chunks of a video, each checked, all of the size of the first."""
-    size: torch.Size | None = None
-    for chunk in chunks:
-        check_video(chunk, argument="chunk", least_frames=0)
-        size = chunk.shape[3:] if size is None else size
-        if chunk.shape[3:] != size:
-            raise KinemaError(f"`chunk` (of {tuple(chunk.shape[3:])} pixels) must have the {tuple(size)} of the first")
-        yield chunk

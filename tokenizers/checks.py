@@ -1,5 +1,6 @@
 """Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +36,21 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
         raise KinemaError(f"`{argument}` (with NaN) must hold numbers in [-1, 1]")
     if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise KinemaError(f"`{argument}` (in [{low:g}, {high:g}]) must lie in [-1, 1]")
+
+
+def checked_chunks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Chunks of a video, each checked when it is taken; all must have the size of the first, and may have no frame.
+
+    Raises:
+        KinemaError: See `check_video`, or a chunk has another size.
+    """
+    size: torch.Size | None = None
+    for chunk in chunks:
+        check_video(chunk, argument="chunk", least_frames=0)
+        size = chunk.shape[3:] if size is None else size
+        if chunk.shape[3:] != size:
+            raise KinemaError(f"`chunk` (of {tuple(chunk.shape[3:])} pixels) must have the {tuple(size)} of the first")
+        yield chunk
 
 
 def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> None:

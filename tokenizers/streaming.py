@@ -36,6 +36,17 @@ class StreamCache:
         return self.tiles.setdefault(position, StreamCache())
 
 
+def open_stream(cache: StreamCache | None) -> StreamCache:
+    """The cache, or a new one where none is given.
+
+    Raises:
+        KinemaError: Its stream has ended.
+    """
+    if cache is not None and cache.closed:
+        raise KinemaError("`cache` (=a stream that has ended) must be a new one: its last latent step was not whole")
+    return StreamCache() if cache is None else cache
+
+
 def is_first(cache: StreamCache | None) -> bool:
     """Whether a piece begins with the first frame of its clip; a whole clip does."""
     return cache is None or cache.first

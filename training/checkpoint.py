@@ -1,6 +1,7 @@
 """Checkpoints: a folder each, complete or absent; safetensors and JSON only.
 
     checkpoints/step-00001000/{model,ema,optimizer}.safetensors, state.json
+                              {companion,companion_optimizer}.safetensors  (of a network that trains beside the model)
 
 A checkpoint is written to a temporary folder beside the others, which is then renamed. Random numbers need no state:
 they are a function of (seed, rank, step), see `kinema.training.seeds`.
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.training.ema import EMA
 
+Companion = tuple[nn.Module, torch.optim.Optimizer]
+"""A network that trains beside the model, and its optimizer."""
+
 
 @dataclass
 class TrainingState:
@@ -37,6 +41,10 @@ class TrainingState:
     """Best score so far."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation."""
+    skipped_steps: int = 0
+    """Steps left out so far, all parts of the run together, because a loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last of them, without one in between that was taken."""
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -94,13 +102,23 @@ class Checkpoints:
         scored = [(score, path) for path in self.all() if (score := read_state(path).score) is not None]
         return max(scored)[1] if scored else None
 
-    def save(self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, state: TrainingState) -> Path:
+    def save(
+        self,
+        model: nn.Module,
+        ema: EMA,
+        optimizer: torch.optim.Optimizer,
+        state: TrainingState,
+        companion: Companion | None = None,
+    ) -> Path:
         """Writes a checkpoint, then removes those no longer needed."""
 
         def write(folder: Path) -> None:
             save_file(contiguous(model.state_dict()), folder / "model.safetensors")
             save_file(contiguous(ema.model.state_dict()), folder / "ema.safetensors")
             save_file(optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+            if companion is not None:
+                save_file(contiguous(companion[0].state_dict()), folder / "companion.safetensors")
+                save_file(optimizer_tensors(companion[1]), folder / "companion_optimizer.safetensors")
             values = asdict(state) | {"ema_updates": ema.num_updates}
             (folder / "state.json").write_text(json.dumps(values, indent=2) + "\n")
 
@@ -112,8 +130,13 @@ class Checkpoints:
                 shutil.rmtree(other)
         return path
 
-    def load_last(self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-        """Puts the newest checkpoint into model, average and optimizer; None if there is none."""
+    def load_last(
+        self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, companion: Companion | None = None
+    ) -> TrainingState | None:
+        """Puts the newest checkpoint into model, average and optimizer; None if there is none.
+
+        A companion that the checkpoint does not have starts anew.
+        """
         if not self.all():
             return None
         path = self.all()[-1]
@@ -121,6 +144,9 @@ class Checkpoints:
             model.load_state_dict(load_file(path / "model.safetensors"))
             ema.model.load_state_dict(load_file(path / "ema.safetensors"))
             load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+            if companion is not None and (path / "companion.safetensors").is_file():
+                companion[0].load_state_dict(load_file(path / "companion.safetensors"))
+                load_optimizer_tensors(companion[1], load_file(path / "companion_optimizer.safetensors"))
         except (RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise KinemaError(f"`checkpoint` (={path}) must fit the model of this training: {reason}") from error
@@ -151,7 +177,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; learning rates and the like stay as they are."""
+    """The inverse of `optimizer_tensors`; learning rates and the like stay as they are.
+
+    Without tensors the optimizer stays as it is: it had not taken a step.
+    """
+    if not tensors:
+        return
     whole = optimizer.state_dict()
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

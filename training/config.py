@@ -3,19 +3,30 @@
 A preset names a model and the settings it trains with by default. The tables at the end are the presets.
 """
 
-import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kinema.errors import KinemaError
-from kinema.files import atomic_path
+from kinema.tokenizers.registry import PRESETS
+from kinema.training.config_json import from_dict, save_config, to_dict
 
 VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
 """The clips that the embedded tokenizer was not trained on."""
+
+__all__ = [
+    "DIFFUSION_PRESETS",
+    "TOKENIZER_PRESETS",
+    "VALIDATION_PREFIXES",
+    "DiffusionTrainingConfig",
+    "TokenizerTrainingConfig",
+    "TrainingConfig",
+    "from_dict",
+    "parse_shape",
+    "save_config",
+    "select_preset",
+    "to_dict",
+]
 
 Config = TypeVar("Config")
 
@@ -73,6 +84,8 @@ class TrainingConfig:
     """AdamW's weight decay, on matrices and kernels only."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
+    max_skipped_steps: int = 20
+    """A step whose loss or gradient is not finite is left out; this many in a row stop the training."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are what is evaluated and saved."""
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
@@ -96,6 +109,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_steps", "log_every", "eval_every", "sample_every", "save_every", "keep_last"):
             _require(self, name, getattr(self, name) >= 1, "be at least 1")
+        _require(self, "max_skipped_steps", self.max_skipped_steps >= 1, "be at least 1")
         for name in ("warmup_steps", "num_workers", "weight_decay"):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")
         _require(self, "learning_rate", self.learning_rate > 0, "be above 0")
@@ -127,17 +141,38 @@ class TrainingConfig:
         return self.cache_dir or self.run_dir / "cache"
 
 
+_WEIGHTS = (
+    *("mse_weight", "l1_weight", "charbonnier_weight", "lpips_weight", "kl_weight", "entropy_weight"),
+    *("commitment_weight", "adversarial_weight", "lecam_weight", "image_vae_weight", "image_decode_weight"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTrainingConfig(TrainingConfig):
-    """Training of a `CausalVideoTokenizer`."""
+    """Training of a tokenizer.
+
+    In two stages (VidTok, arXiv 2412.13061, trains so): small clips end to end, then the decoder alone on large ones,
+    here with the adversarial loss. The second stage is a new run that starts from the first one's result:
+
+        train_tokenizer.py kl-4x8x8-c16 --data clips --shapes 17x64x64 --output runs/one
+        train_tokenizer.py kl-4x8x8-c16 --data clips --shapes 17x128x128 1x256x256 --output runs/two
+            --init-from runs/one/model --no-init-linear --freeze-encoder --lpips-weight 0.1 --adversarial-weight 0.1
+
+    Every latent, and how latents are normalised, stays bit for bit what it was after the first stage.
+    """
 
     shapes: tuple[str, ...] = ("17x64x64",)
     """Clip sizes as FRAMESxHEIGHTxWIDTH, one drawn for each step; `batch_size` counts clips of the first, other sizes
-    get as many clips as make the same number of pixels."""
+    get as many clips as make the same number of pixels. One frame is an image: 17x128x128 1x128x128 trains on both."""
+    shape_weights: tuple[float, ...] = ()
+    """Share of the steps that each entry of `shapes` gets (default: equal shares)."""
     cache_short_side: int = 160
     """Clips are decoded once, scaled to this short side."""
     max_stride: int = 2
     """Largest step between two frames of a training clip."""
+    frame_rates: tuple[float, ...] = ()
+    """Frames a second of training clips, one drawn for each clip: frames of the file are left out to get there, by the
+    rate that the file states. A file slower than that gives all its frames. Default: `max_stride` decides."""
     max_zoom_out: float = 1.25
     """Crops are up to this many times larger than the clip size, then scaled down; half of them are not scaled."""
 
@@ -149,21 +184,63 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Weight of the Charbonnier error."""
     lpips_weight: float = 0.0
     """Weight of LPIPS (fetches the weights of a VGG network)."""
+    lpips_frames: int | None = None
+    """LPIPS of this many frames of each clip, drawn anew in each step (default: all); it costs most of a step."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior."""
+    entropy_weight: float = 0.1
+    """Weight of the entropy loss of LFQ and BSQ."""
+    commitment_weight: float = 0.25
+    """Weight of the distance of the encoder's output from its code, of VQ and LFQ."""
     sample_posterior: bool = True
     """Decode a draw from the posterior while training, not its mode."""
     init_linear: bool = False
     """Start from the best linear code (KLT) of some training batches; the linear path then stays as it is."""
     freeze_encoder: bool = False
-    """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid."""
+    """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid. A codebook
+    and the statistics that normalise latents stay too."""
     latent_balance: float = 0.5
     """How much of its weight in pixels a latent channel keeps when latents are normalised: 0 none, 1 all."""
+
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss (0: none); a factor of the adaptive weight, where that is on."""
+    adversarial_adaptive: bool = True
+    """Scale the adversarial loss so that its gradient at the decoder's last layer is as large as that of the other
+    reconstruction losses (VQGAN), times `adversarial_weight`."""
+    adversarial_start: int = 0
+    """First step whose loss has the adversarial term."""
+    discriminator_lead: int = 0
+    """Steps before `adversarial_start` in which the discriminator trains already, so that no decoder has to please an
+    untrained one."""
+    discriminator_width: int = 32
+    """Channels of the discriminator's first level, doubled at each further one."""
+    discriminator_levels: int = 3
+    """Levels of the discriminator, each of half the resolution."""
+    discriminator_learning_rate: float = 2e-4
+    """Highest learning rate of the discriminator; it follows the schedule of the model's."""
+    lecam_weight: float = 0.001
+    """Weight of LeCAM, which keeps the discriminator unsure where it has seen little; more where data is scarce."""
+
+    image_vae: str | None = None
+    """An image VAE of diffusers (`AutoencoderKL`), folder or hub id, whose latents those of single frames shall be
+    (CV-VAE, arXiv 2405.20279)."""
+    image_vae_weight: float = 1.0
+    """Weight of the squared distance of latents of first frames from the image VAE's."""
+    image_decode_weight: float = 0.0
+    """Weight of the squared error of first frames that the image VAE decodes from this tokenizer's latents."""
 
     validation_clips: int = 2
     """Clips evaluated for each validation source."""
     validation_shape: str = "17x128x128"
     """Size of the clips evaluated."""
+    score_lpips: float | None = None
+    """The score that picks the best weights is PSNR in dB less this times LPIPS (default: 50 with the adversarial loss,
+    else 0, which is PSNR alone). PSNR alone would pick weights from before the discriminator had any effect."""
+
+    @property
+    def lpips_in_score(self) -> float:
+        """What `score_lpips` means."""
+        return self.score_lpips if self.score_lpips is not None else 50.0 * bool(self.adversarial_weight)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,6 +250,24 @@ class TokenizerTrainingConfig(TrainingConfig):
         _require(self, "max_stride", self.max_stride >= 1, "be at least 1")
         _require(self, "init_from", not (self.init_from and self.init_linear), "not be combined with `init_linear`")
         _require(self, "max_zoom_out", self.max_zoom_out >= 1, "be at least 1")
+        for name in _WEIGHTS:
+            _require(self, name, getattr(self, name) >= 0, "be at least 0")
+        for name in ("discriminator_width", "discriminator_levels"):
+            _require(self, name, getattr(self, name) >= 1, "be at least 1")
+        for name in ("adversarial_start", "discriminator_lead"):
+            _require(self, name, getattr(self, name) >= 0, "be at least 0")
+        _require(self, "discriminator_learning_rate", self.discriminator_learning_rate > 0, "be above 0")
+        _require(self, "frame_rates", all(rate > 0 for rate in self.frame_rates), "be above 0")
+        _require(self, "lpips_frames", self.lpips_frames is None or self.lpips_frames >= 1, "be at least 1")
+        _require(
+            self,
+            "shape_weights",
+            len(self.shape_weights) in (0, len(self.shapes)) and all(w > 0 for w in self.shape_weights),
+            f"be one positive number for each of the {len(self.shapes)} entries of `shapes`",
+        )
+        _require(
+            self, "image_vae", not (self.image_vae and self.freeze_encoder), "not be combined with `freeze_encoder`"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,64 +339,9 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as what JSON can hold."""
-    return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration from what `to_dict` gives.
-
-    Raises:
-        KinemaError: a key is unknown or a value has the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
-    for name in values:
-        if name not in known:
-            raise KinemaError(f"`{name}` (={values[name]!r}) must be one of the settings {', '.join(known)}")
-    return cls(**{name: _from_json(name, value, hints[name]) for name, value in values.items()})
-
-
-def save_config(config: Any, path: Path) -> None:
-    """Writes the configuration as JSON."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
 def _require(config: Any, name: str, holds: bool, constraint: str) -> None:
     if not holds:
         raise KinemaError(f"`{name}` (={getattr(config, name)}) must {constraint}")
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_to_json(v) for v in value]
-    return value
-
-
-def _from_json(name: str, value: Any, hint: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _from_json(name, value, next(a for a in args if a is not type(None)))
-    if origin is Literal and value in args:
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        if args[-1] is Ellipsis:
-            return tuple(_from_json(name, v, args[0]) for v in value)
-        if len(args) == len(value):
-            return tuple(_from_json(name, v, a) for v, a in zip(value, args, strict=True))
-    if hint is Path and isinstance(value, str | Path):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise KinemaError(f"`{name}` (={value!r}) must be of type {hint}")
 
 
 # What the embedded models were trained with, but for their time limits; Muon likes this rate.
@@ -309,13 +349,12 @@ _TOKENIZER: dict[str, Any] = dict(
     init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
 )
 
+# What differs from `_TOKENIZER` in the training of a preset, and of those that are not here.
+_OF_PRESET: dict[str, dict[str, Any]] = {"kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5)}
+_OTHERS: dict[str, Any] = dict(batch_size=4, cache_short_side=144)
+
 TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
-    config.preset: config
-    for config in (
-        TokenizerTrainingConfig(preset="kl-4x8x8-c16", **_TOKENIZER, batch_size=4, cache_short_side=144),
-        TokenizerTrainingConfig(preset="fsq-4x8x8-32768", **_TOKENIZER, batch_size=4, cache_short_side=144),
-        TokenizerTrainingConfig(preset="kl-4x16x16-c32", **_TOKENIZER, batch_size=16, kl_weight=1e-5),
-    )
+    name: TokenizerTrainingConfig(preset=name, **_TOKENIZER, **_OF_PRESET.get(name, _OTHERS)) for name in PRESETS
 }
 
 DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {

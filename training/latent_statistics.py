@@ -5,24 +5,49 @@ diffusion model would settle both at the same noise level. Channels are instead 
 that the coarse picture comes first, as it does in pixel space (Dieleman 2024, "Diffusion is spectral autoregression").
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.files import atomic_path
+from kinema.tokenizers.base import LatentTokenizer
 
 _STEP = 0.5  # of a channel's deviation: small beside the latents, large beside float32 round-off
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+    """What was measured, per channel.
+
+    Attributes:
+        mean: of the latents.
+        std: their standard deviation.
+        weight: how much the channel moves the pixels, see `pixel_weights`.
+        scale: what centred latents are divided by, see `balanced_scale`.
+    """
+
+    mean: list[float]
+    std: list[float]
+    weight: list[float]
+    scale: list[float]
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """For JSON."""
+        return asdict(self)
+
+
 @torch.no_grad()
 def measure_latents(
-    tokenizer: CausalVideoTokenizer,
+    tokenizer: LatentTokenizer,
     videos: Sequence[Float[Tensor, "_ 3 _ _ _"]],
     balance: float,
     generator: torch.Generator,
-) -> None:
+) -> LatentStatistics:
     """Measures the statistics over clips and stores them in the tokenizer's config.
 
     Args:
@@ -34,12 +59,22 @@ def measure_latents(
     mean, std = latent_moments(tokenizer, videos)
     latents = tokenizer.encode(videos[0].to(tokenizer.device)).latents
     weights = pixel_weights(lambda z: tokenizer.decode(z).sample.float(), latents, std, generator)
-    tokenizer.set_latent_statistics(mean, balanced_scale(std, weights, balance))
+    scale = balanced_scale(std, weights, balance)
+    tokenizer.set_latent_statistics(mean, scale)
+    return LatentStatistics(mean=mean.tolist(), std=std.tolist(), weight=weights.tolist(), scale=scale.tolist())
+
+
+def store_statistics(folder: Path, statistics: LatentStatistics) -> None:
+    """Writes mean and scale into the `config.json` of a tokenizer's folder, whole or not at all; the rest stays."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | {"latents_mean": statistics.mean, "latents_std": statistics.scale}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @torch.no_grad()
 def latent_moments(
-    tokenizer: CausalVideoTokenizer, videos: Iterable[Float[Tensor, "_ 3 _ _ _"]]
+    tokenizer: LatentTokenizer, videos: Iterable[Float[Tensor, "_ 3 _ _ _"]]
 ) -> tuple[Float[Tensor, " z"], Float[Tensor, " z"]]:
     """Mean and standard deviation of each latent channel over clips."""
     total, squares, count = torch.zeros(()), torch.zeros(()), 0

@@ -7,18 +7,18 @@ import signal
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
@@ -26,47 +26,13 @@ from kinema.machine import computes_bf16
 from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
-from kinema.training.muon import Muon
-from kinema.training.samples import Samples, save_samples
+from kinema.training.optimization import Learner, adamw, any_process, make_optimizer
+from kinema.training.samples import save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
+from kinema.training.task import Batch, Companion, Task
 
 logger = logging.getLogger(__name__)
-
-Batch = TypeVar("Batch")
-
-
-class Task(ABC, Generic[Batch]):
-    """What is trained: a model, its data and its loss."""
-
-    model: nn.Module
-
-    def prepare(self) -> None:
-        """Sets up the model's first weights; not called when a training is resumed."""
-
-    @abstractmethod
-    def batch(self, step: int) -> Batch:
-        """The data of a step, on the CPU: a pure function, called from several threads."""
-
-    @abstractmethod
-    def num_clips(self, batch: Batch) -> int:
-        """Clips in a batch."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and terms to log."""
-
-    @abstractmethod
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Numbers to log; `score`, if there, says which weights are best (higher is better)."""
-
-    @abstractmethod
-    def sample(self, model: nn.Module) -> Samples | None:
-        """Clips that show what the model does now."""
-
-    @abstractmethod
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes what users load."""
 
 
 def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -> Path:
@@ -96,16 +62,18 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     optimizer = make_optimizer(task.model, config, device)
     # The average comes first: a prepared model's `forward` is another one.
     ema = EMA(task.model.to(device), config.ema_decay)
-    model, optimizer = accelerator.prepare(task.model, optimizer)
-    plain_model, plain_optimizer = accelerator.unwrap_model(model), optimizer.optimizer
-    state = checkpoints.load_last(plain_model, ema, plain_optimizer) or TrainingState()
+    learner = Learner(task.model, optimizer, config.learning_rate, config.max_grad_norm, accelerator)
+    companion = start_companion(task.companion, config, accelerator)
+    trained = (learner.plain, ema, learner.optimizer)
+    beside = None if companion is None else (companion.plain, companion.optimizer)
+    state = checkpoints.load_last(*trained, beside) or TrainingState()
     if accelerator.is_main_process:
-        size = sum(p.numel() for p in plain_model.parameters())
+        size = sum(p.numel() for p in learner.plain.parameters())
         where = f"{device} in {accelerator.num_processes} process(es)"
         logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, where, state.step)
     accelerator.init_trackers("logs")
 
-    model.train()
+    learner.model.train()
     meter, clock, before = Meter(), time.monotonic(), state.elapsed
     first_step, intervals = state.step, (config.eval_every, config.sample_every, config.save_every)
     with (
@@ -133,7 +101,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                     writer = accelerator.get_tracker("tensorboard", unwrap=True)
                     save_samples(samples, run_dir / "samples", state.step, writer)
             if (due[2] or improved) and accelerator.is_main_process:
-                checkpoints.save(plain_model, ema, plain_optimizer, state)
+                checkpoints.save(*trained, state, beside)
             state.score = None  # it belongs to the weights of this step alone
             accelerator.wait_for_everyone()
             if done:
@@ -149,30 +117,29 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                 schedule=config.schedule,
                 decay_fraction=config.decay_fraction,
             )
-            for group in plain_optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
             torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
-            with accelerator.autocast():
-                generator = step_generator(config.seed, rank, state.step, "loss", device)
-                loss, terms = task.loss(model, batch, generator)
-            accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            if bool(torch.isfinite(torch.as_tensor(grad_norm))):
-                optimizer.step()
-                ema.update(plain_model)
-            else:
-                logger.warning("step %d left out: its gradient is not finite", state.step)
-            optimizer.zero_grad(set_to_none=True)
+            generator = step_generator(config.seed, rank, state.step, "loss", device)
+            task.start_step(state.step)
+            terms = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            if terms is not None:
+                ema.update(learner.plain)
+            if companion is not None and terms is not None and task.companion_trains():
+                more = companion.step(task.companion_loss, factor)
+                terms = None if more is None else terms | more
             state.step += 1
             state.elapsed = before + time.monotonic() - clock
-            meter.add(terms | {"loss": loss.detach(), "grad_norm": torch.as_tensor(grad_norm)})
+            count_skipped(terms is None, state, config)
+            meter.add(terms)
             meter.num_clips += task.num_clips(batch) * accelerator.num_processes
 
             bar.update()
             if state.step % config.log_every == 0:
-                numbers = meter.means() | {"learning_rate": config.learning_rate * factor}
+                numbers = meter.means() | task.numbers() | {"learning_rate": config.learning_rate * factor}
+                numbers |= {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
                 accelerator.log({f"train/{k}": v for k, v in numbers.items()}, step=state.step)
-                bar.set_postfix_str(f"loss {numbers['loss']:.4f}, {numbers['clips_per_second']:.1f} clips/s")
+                bar.set_postfix_str(
+                    f"loss {numbers.get('loss', math.nan):.4f}, {numbers['clips_per_second']:.1f} clips/s"
+                )
                 if accelerator.is_main_process and bar.disable:
                     left = time_left(state, config, numbers["seconds_per_step"])
                     logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
@@ -224,27 +191,36 @@ def autocast_type(setting: str, device: torch.device) -> str:
     return setting
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW for all, or Muon for the matrices and kernels of repeated blocks and AdamW for the rest.
+def start_companion(companion: Companion | None, config: TrainingConfig, accelerator: Accelerator) -> Learner | None:
+    """The task's companion, ready to train."""
+    if companion is None:
+        return None
+    module = companion.module.to(accelerator.device).train()
+    optimizer = adamw(module.parameters(), companion.learning_rate, companion.betas, accelerator.device)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    return Learner(
+        module, optimizer, companion.learning_rate, config.max_grad_norm, accelerator, prefix=f"{companion.name}_"
+    )
 
-    What is one number a channel (biases, gains) does not decay.
+
+def count_skipped(skipped: bool, state: TrainingState, config: TrainingConfig) -> None:
+    """Counts a step that was left out because a loss or gradient was not finite.
+
+    Raises:
+        KinemaError: it is one of too many in a row.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]
-    inner = [name for name, p in named if p.ndim >= 2 and config.optimizer == "muon" and _is_inner(name)]
-    for muon in (True, False):
-        chosen = [p for name, p in named if p.ndim >= 2 and (name in inner) == muon]
-        groups.append({"params": chosen, "weight_decay": config.weight_decay, "muon": muon})
-    groups = [group for group in groups if group["params"]]
-    if config.optimizer == "muon":
-        return Muon(groups, lr=config.learning_rate, betas=config.betas)
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
-
-
-def _is_inner(name: str) -> bool:
-    """Whether a weight belongs to a repeated block: Muon is not for embeddings, heads and tables."""
-    return ("blocks." in name or "stages." in name) and not name.endswith("table")
+    if not skipped:
+        state.skipped_in_a_row = 0
+        return
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    logger.warning("step %d left out: its loss or gradient is not finite", state.step)
+    if state.skipped_in_a_row >= config.max_skipped_steps:
+        raise KinemaError(
+            f"`max_skipped_steps` (={config.max_skipped_steps}) must be above the number of steps in a row whose loss "
+            f"or gradient is not finite, and step {state.step} reached it: try a lower `learning_rate`, "
+            f"`mixed_precision` no, or other data; {config.run_dir / 'checkpoints'} holds the state before"
+        )
 
 
 def progress(state: TrainingState, config: TrainingConfig) -> float:
@@ -290,24 +266,25 @@ class Meter:
 
     def reset(self) -> None:
         """Starts anew."""
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, tuple[int, Tensor | float]] = {}
         self.steps, self.seconds, self.num_clips = 0, 0.0, 0
 
     def start(self) -> None:
         """A step begins."""
         self.began = time.monotonic()
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """A step ends; its time counts."""
-        for name, value in terms.items():
+    def add(self, terms: dict[str, Tensor] | None) -> None:
+        """A step ends; its time counts, and its terms where it was not left out."""
+        for name, value in (terms or {}).items():
             value = value.detach().float()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            count, total = self.sums.get(name, (0, 0.0))
+            self.sums[name] = (count + 1, total + value)
         self.steps += 1
         self.seconds += time.monotonic() - self.began
 
     def means(self) -> dict[str, float]:
-        """Means of the terms, clips a second and seconds a step; then starts anew."""
-        numbers = {name: float(value) / self.steps for name, value in self.sums.items()}
+        """Means of the terms over the steps that had them, clips a second and seconds a step; then starts anew."""
+        numbers = {name: float(total) / count for name, (count, total) in self.sums.items()}
         numbers["clips_per_second"] = self.num_clips / max(self.seconds, 1e-9)
         numbers["seconds_per_step"] = self.seconds / self.steps
         self.reset()
@@ -334,14 +311,6 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
-    return bool(total > 0)  # type: ignore[operator]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

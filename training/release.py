@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from kinema import CausalVideoTokenizer, KinemaPipeline
+from kinema import KinemaPipeline
 from kinema.errors import KinemaError
+from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.checkpoint import write_folder
 
-_PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from")
+_PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")
 
 
 def release(source: Path, target: Path) -> int:
@@ -34,7 +35,7 @@ def release(source: Path, target: Path) -> int:
     is_pipeline = (source / "model_index.json").is_file()
 
     def write(folder: Path) -> None:
-        model: Any = (KinemaPipeline if is_pipeline else CausalVideoTokenizer).from_pretrained(source)
+        model: Any = KinemaPipeline.from_pretrained(source) if is_pipeline else load_tokenizer(source)
         model.to(dtype=torch.float16).save_pretrained(folder)
         config = without_paths(json.loads(training.read_text()))
         (folder / "training_config.json").write_text(json.dumps(config, indent=2) + "\n")

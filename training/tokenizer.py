@@ -2,29 +2,36 @@
 
 import json
 import logging
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
-from kinema.generation.loading import check_weights, one_line, quiet_loading
-from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
-from kinema.tokenizers.causal_vae.presets import PRESETS
+from kinema.eval.weights import find_weights
+from kinema.generation.loading import one_line, quiet_loading
+from kinema.tokenizers.interface import pad_to_grid
+from kinema.tokenizers.quantizers.usage import CodebookUsage
+from kinema.tokenizers.registry import make_tokenizer, tokenizer_class
 from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latent_statistics import measure_latents
-from kinema.training.loop import Task, make_accelerator
+from kinema.training.loop import make_accelerator
 from kinema.training.loop import train as run_loop
+from kinema.training.losses.adversarial import Adversary, last_weight
+from kinema.training.losses.image_vae import ImageVAE
+from kinema.training.losses.perceptual import make_lpips, some_frames
 from kinema.training.losses.reconstruction import charbonnier, l1, mse
+from kinema.training.optimization import process_mean
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
+from kinema.training.task import Companion, Task
 from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -45,10 +52,25 @@ class TokenizerTask(Task[Tensor]):
             self.model.freeze_linear()
         if config.freeze_encoder:
             self.model.encoder.requires_grad_(False)
+            self.model.quantizer.requires_grad_(False)
+        self.average = process_mean(accelerator)
+        self.adversary: Adversary | None = None
+        if config.adversarial_weight:
+            self.adversary = Adversary(config.discriminator_width, config.discriminator_levels, config.lecam_weight)
+            rate = config.discriminator_learning_rate
+            self.companion = Companion(name="discriminator", module=self.adversary, learning_rate=rate)
         with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
             self.batches = TokenizerBatches(config, accelerator.process_index, accelerator.num_processes)
         self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
         self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
+        self.score_lpips = start_score(config, accelerator.device) if accelerator.is_main_process else None
+        self.image_vae: ImageVAE | None = None
+        if config.image_vae is not None:
+            ratio = self.model.spatial_compression_ratio
+            self.image_vae = ImageVAE(config.image_vae, self.model.latent_channels, ratio, accelerator.device)
+        size = getattr(self.model.quantizer, "codebook_size", None)
+        self.usage = None if size is None else CodebookUsage(size)
+        self.step = 0
 
     def prepare(self) -> None:
         """Starts from the best linear code, where the configuration says so."""
@@ -61,36 +83,105 @@ class TokenizerTask(Task[Tensor]):
     def num_clips(self, batch: Tensor) -> int:
         return batch.shape[0]
 
+    def start_step(self, step: int) -> None:
+        self.step = step
+        if self.config.freeze_encoder:  # no codebook moves, nothing is dropped at random
+            self.model.encoder.eval()
+            self.model.quantizer.eval()
+
     def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
         reconstruction = reconstruction.float()
-        terms = {"mse": mse(reconstruction, batch), "l1": l1(reconstruction, batch)}
+        terms: dict[str, Tensor] = {}
+        pixel_loss = partial(self._pixel_loss, batch=batch, generator=generator, terms=terms)
+        if self.adversary is not None and self.step >= config.adversarial_start:
+            total, more = self.adversary.blend(
+                reconstruction,
+                pixel_loss,
+                last_weight(self.model.decoder),
+                config.adversarial_weight,
+                adaptive=config.adversarial_adaptive,
+                average=self.average,
+            )
+            terms |= more
+        else:
+            total = pixel_loss(reconstruction)
+        losses = dict(output.losses)
+        if self.image_vae is not None:
+            ratios = self.model.temporal_compression_ratio, self.model.spatial_compression_ratio
+            decode = config.image_decode_weight > 0
+            losses |= self.image_vae.distances(output.latents, pad_to_grid(batch, *ratios), decode)
+        for name, value in losses.items():
+            terms[name] = value
+            total = total + getattr(config, f"{name}_weight") * value
+        if self.usage is not None and bool(torch.isfinite(total)):  # what is not finite has no code
+            self.usage.update(output.indices)
+        self.pair = (batch, reconstruction.detach())
+        return total, terms
+
+    def _pixel_loss(
+        self, reconstruction: Tensor, batch: Tensor, generator: torch.Generator, terms: dict[str, Tensor]
+    ) -> Tensor:
+        """The loss of pixels and of what LPIPS sees in them; its parts go into `terms`."""
+        config = self.config
+        terms |= {"mse": mse(reconstruction, batch), "l1": l1(reconstruction, batch)}
         total = config.mse_weight * terms["mse"] + config.l1_weight * terms["l1"]
         if config.charbonnier_weight:
             terms["charbonnier"] = charbonnier(reconstruction, batch)
             total = total + config.charbonnier_weight * terms["charbonnier"]
         if self.lpips is not None:
-            terms["lpips"] = self.lpips(reconstruction, batch)
+            terms["lpips"] = self.lpips(*some_frames((reconstruction, batch), config.lpips_frames, generator))
             total = total + config.lpips_weight * terms["lpips"]
-        for name, value in output.losses.items():
-            terms[name] = value
-            total = total + getattr(config, f"{name}_weight") * value
-        return total, terms
+        return total
+
+    def companion_trains(self) -> bool:
+        start = self.config.adversarial_start - self.config.discriminator_lead
+        return self.adversary is not None and self.step >= start
+
+    def companion_loss(self, companion: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's, on the clips and reconstructions of the model's loss, in one pass."""
+        assert self.adversary is not None
+        return self.adversary.loss(companion(torch.cat(self.pair)), self.average)
+
+    def numbers(self) -> dict[str, float]:
+        """Use of the codebook by all processes since the last line of the log."""
+        if self.usage is None:
+            return {}
+        total = CodebookUsage(self.usage.codebook_size)
+        for codes, counts in gather_object([(self.usage.codes, self.usage.counts)]):
+            total.update(codes.repeat_interleave(counts))
+        self.usage.reset()
+        return total.compute() if len(total.codes) else {}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR of each validation source and their mean (the score)."""
+        """PSNR of each validation source; their mean, with LPIPS where that is in the score; use of the codebook."""
         tokenizer: Any = model
         scores: dict[str, float] = {}
+        distances: dict[str, float] = {}
+        usage = None if self.usage is None else CodebookUsage(self.usage.codebook_size)
         for name, clips in self.validation.items():
-            each = [clip_psnr(c[None], tokenizer.reconstruct(c[None].to(tokenizer.device)).cpu()) for c in clips]
-            scores[name] = float(torch.cat(each).mean())
+            psnrs, lpips = [], []
+            for clip in clips:
+                video = clip[None].to(tokenizer.device)
+                reconstruction = tokenizer.reconstruct(video).float()
+                psnrs.append(float(clip_psnr(clip[None], reconstruction.cpu())))
+                if self.score_lpips is not None:
+                    lpips.append(float(self.score_lpips(reconstruction, video)))
+                if usage is not None:
+                    usage.update(tokenizer.encode(video).indices)
+            scores[name] = sum(psnrs) / len(psnrs)
+            if lpips:
+                distances[name] = sum(lpips) / len(lpips)
         if not scores:
             return {}
-        files = [value for name, value in scores.items() if name != "toybox"]
-        score = sum(files) / len(files) if files else scores["toybox"]
-        return {"score": score} | {f"psnr_{name}": value for name, value in scores.items()}
+        numbers = {"score": mean_of_files(scores)}
+        if distances:
+            numbers |= {"psnr": numbers["score"], "lpips": mean_of_files(distances)}
+            numbers["score"] -= self.config.lpips_in_score * numbers["lpips"]
+        numbers |= {f"psnr_{name}": value for name, value in scores.items()}
+        return numbers | (usage.compute() if usage is not None else {})
 
     @torch.no_grad()
     def sample(self, model: nn.Module) -> Samples:
@@ -106,34 +197,65 @@ class TokenizerTask(Task[Tensor]):
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Measures the latents on training clips, then saves the tokenizer."""
+        """Measures the latents on training clips, then saves the tokenizer.
+
+        Latents that stay what they were keep their statistics: models are trained on them.
+        """
         tokenizer: Any = model
+        if self.config.freeze_encoder and tokenizer.config.latents_mean is not None:
+            tokenizer.save_pretrained(folder)
+            return
         clips = [self.batches(AFTER_TRAINING + k)[: self.config.batch_size] for k in range(16)]
         generator = step_generator(self.config.seed, 0, AFTER_TRAINING, "latents")
         measure_latents(tokenizer, clips, self.config.latent_balance, generator)
         tokenizer.save_pretrained(folder)
 
 
-def start_model(config: TokenizerTrainingConfig) -> CausalVideoTokenizer:
+def mean_of_files(values: dict[str, float]) -> float:
+    """The mean over validation sources; Toybox counts only where there is no file."""
+    files = [value for name, value in values.items() if name != "toybox"]
+    return sum(files) / len(files) if files else values["toybox"]
+
+
+def start_score(config: TokenizerTrainingConfig, device: torch.device) -> Any:
+    """LPIPS for the score, where the score has it and the weights are on this machine.
+
+    AlexNet's, while the loss takes VGG's: what is optimised is a poor judge of itself.
+    """
+    if not config.lpips_in_score:
+        return None
+    if find_weights("lpips-alex") is None:
+        logger.warning("the score is PSNR alone: LPIPS needs `kinema weights fetch lpips-alex`")
+        return None
+    return make_lpips(device, "alex")
+
+
+def start_model(config: TokenizerTrainingConfig) -> Any:
     """What training starts from: the preset untrained, or the tokenizer in `init_from`.
 
     Raises:
         KinemaError: `init_from` holds no tokenizer, or one that is not of the preset.
     """
-    fresh = CausalVideoTokenizer.from_preset(config.preset)
+    fresh = make_tokenizer(config.preset)
     if config.init_from is None:
         return fresh
     loaded = load_tokenizer(config.init_from, "init_from")
-    for name in PRESETS[config.preset]:
-        given, wanted = loaded.config[name], fresh.config[name]
-        if json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
+    if type(loaded) is not type(fresh):
+        raise KinemaError(
+            f"`init_from` (={config.init_from}) must be a {type(fresh).__name__}, as {config.preset} is, and not a "
+            f"{type(loaded).__name__}"
+        )
+    for name, wanted in fresh.config.items():
+        given = loaded.config.get(name)
+        measured = name.startswith("_") or name in ("latents_mean", "latents_std")
+        if not measured and json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
             raise KinemaError(
                 f"`init_from` (={config.init_from}) must have `{name}` {wanted} of {config.preset}, not {given}"
             )
     return loaded
 
 
-def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> CausalVideoTokenizer:
+def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> Any:
     """The tokenizer in a folder, for the setting `argument`.
 
     Raises:
@@ -142,36 +264,13 @@ def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> CausalVi
     if folder is None or not (folder / "config.json").is_file():
         raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer, with a config.json")
     try:
+        kind = tokenizer_class(json.loads((folder / "config.json").read_text())["_class_name"])
         with quiet_loading():
-            tokenizer: Any = CausalVideoTokenizer.from_pretrained(folder, use_safetensors=True)
-        check_weights(tokenizer, folder)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+            tokenizer = kind.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         reason = one_line(error)
         raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
     return tokenizer
-
-
-def make_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (Zhang et al. 2018) of clips, frame by frame, on VGG; fetches its weights once.
-
-    Returns:
-        From a reconstruction and the video, `b c t h w` in [-1, 1], to the mean over frames; frames narrower than 64
-        pixels are doubled, since the backbone halves them four times.
-
-    Raises:
-        KinemaError: The weights cannot be had.
-    """
-    from kinema.eval.networks.lpips import load_lpips
-
-    network = load_lpips("vgg").to(device)
-
-    def distance(reconstruction: Tensor, video: Tensor) -> Tensor:
-        frames = [x.transpose(1, 2).flatten(0, 1) for x in (reconstruction, video)]
-        if frames[0].shape[-1] < 64:
-            frames = [interpolate(x, scale_factor=2.0, mode="bilinear") for x in frames]
-        return network(*frames).mean()
-
-    return distance
 
 
 def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Path:

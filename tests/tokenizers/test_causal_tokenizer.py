@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kinema import CausalVideoTokenizer
 from kinema.errors import KinemaError
+from kinema.tokenizers.causal_vae import klt
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.interface import VideoTokenizer, latent_shape, pad_to_grid
 
@@ -189,6 +190,21 @@ def test_untrained_with_linear_start_is_the_best_linear_code():
     latents = model.encode(clips).latents
     assert torch.allclose(latents.mean(dim=(0, 2, 3, 4)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), atol=1e-2)
+
+
+@torch.no_grad()
+def test_large_blocks_start_from_a_sample(monkeypatch):
+    """The same components, where the sample is all there is."""
+    clips = torch.nn.functional.avg_pool3d(video(9, 24, 24, batch=4), 3, stride=1, padding=1)
+    exact, sampled = (CausalVideoTokenizer(**TINY) for _ in range(2))
+    exact.init_linear([clips])
+    monkeypatch.setattr(klt, "LARGEST_COVARIANCE", 10)
+    sampled.init_linear(clips[i : i + 1] for i in range(4))
+    wanted = exact.decode(exact.encode(clips).latents).sample
+    assert torch.allclose(sampled.decode(sampled.encode(clips).latents).sample, wanted, atol=1e-4)
+    monkeypatch.setattr(klt, "MOST_SAMPLES", 4)
+    with pytest.raises(KinemaError, match="of 4 blocks"):
+        sampled.init_linear([clips])
 
 
 def test_every_weight_gets_a_gradient():

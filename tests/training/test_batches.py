@@ -47,6 +47,17 @@ def test_every_step_has_one_size_and_about_as_many_pixels(config):
     assert shapes == {(6, 3, 5, 16, 16), (13, 3, 1, 24, 24)}
 
 
+def test_shape_weights_share_the_steps(config):
+    """And equal weights are what no weights are."""
+    config = dataclasses.replace(config, data=config.data[:1], batch_size=1)
+    weighted = TokenizerBatches(dataclasses.replace(config, shape_weights=(1.0, 3.0)))
+    images = sum(weighted(step).shape[2] == 1 for step in range(60))
+    assert 35 <= images <= 55  # 45 of 60 expected, deviation 3.4
+    plain = TokenizerBatches(config)
+    equal = TokenizerBatches(dataclasses.replace(config, shape_weights=(2.0, 2.0)))
+    assert all(torch.equal(plain(step), equal(step)) for step in range(6))
+
+
 def test_ranks_take_the_same_size_in_a_step(config):
     ranks = [TokenizerBatches(config, rank=rank, world_size=2) for rank in range(2)]
     for step in range(6):

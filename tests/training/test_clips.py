@@ -164,3 +164,23 @@ def test_bounce():
 def test_other_files_are_not_videos(folder):
     (folder / "notes.md").write_text("x")
     assert len(list_videos(folder)) == 3
+
+
+def test_frame_rates_leave_frames_out(folder, tmp_path):
+    """The file has 8 frames a second; frame k of `b` is found again by its brightness."""
+    dataset = ClipsDataset([folder], tmp_path / "cache", short_side=1000, only=("b",))
+    frames = read_video(folder / "sub/b.mp4").frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def steps(rate: float, count: int) -> set[tuple[int, ...]]:
+        found = set()
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(12):
+            clip, _ = dataset.random_clip((count, 40, 56), generator, frame_rates=(rate,), flip=False)
+            places = [int((frames - frame).abs().mean(dim=(1, 2, 3)).argmin()) for frame in clip.transpose(0, 1)]
+            found.add(tuple(np.diff(places).tolist()))
+        return found
+
+    assert steps(8.0, 4) == steps(30.0, 4) == {(1, 1, 1)}  # faster than the file: all its frames
+    assert steps(4.0, 4) == {(2, 2, 2)}
+    assert steps(3.2, 5) == {(2, 3, 3, 2)}  # every 2.5th: 0, 2, 5, 8 (7.5), 10
+    assert steps(1.0, 4) == {(6, 7, 6)}  # every 8th would need 25 frames of 20

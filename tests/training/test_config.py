@@ -6,6 +6,7 @@ import json
 import pytest
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.registry import PRESETS
 from kinema.training.config import (
     DIFFUSION_PRESETS,
     TOKENIZER_PRESETS,
@@ -61,6 +62,30 @@ def test_value_of_wrong_type_fails(name, value):
 def test_value_outside_its_range_fails(name, value):
     with pytest.raises(KinemaError, match=f"`{name}`"):
         TokenizerTrainingConfig(preset="x", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("shape_weights", (1.0, 2.0)),
+        ("shape_weights", (0.0,)),
+        ("frame_rates", (3.0, 0.0)),
+        ("adversarial_weight", -1.0),
+        ("adversarial_start", -1),
+        ("discriminator_levels", 0),
+        ("discriminator_learning_rate", 0.0),
+        ("lpips_frames", 0),
+        ("max_skipped_steps", 0),
+    ],
+)
+def test_tokenizer_value_outside_its_range_fails(name, value):
+    with pytest.raises(KinemaError, match=f"`{name}`"):
+        TokenizerTrainingConfig(preset="x", **{name: value})
+
+
+def test_every_preset_can_be_trained():
+    assert TOKENIZER_PRESETS.keys() >= PRESETS.keys()
+    assert all(name == config.preset for name, config in TOKENIZER_PRESETS.items())
 
 
 def test_diffusion_shares_lie_between_0_and_1():

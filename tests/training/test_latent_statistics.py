@@ -11,7 +11,7 @@ from kinema.training.latent_statistics import balanced_scale, latent_moments, me
 
 def clips(count: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(count, 2, 3, 3, 5, 5, generator=generator) * 0.5
+    coarse = torch.randn(count, 2, 3, 3, 5, 5, generator=generator) * 0.2
     # Colours of unlike strength, so that the channels of a KLT are of unlike weight.
     strength = torch.tensor([1.0, 0.4, 0.1]).view(3, 1, 1, 1)
     return [interpolate(clip, size=(5, 16, 16), mode="trilinear") * strength for clip in coarse]

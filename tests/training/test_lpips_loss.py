@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from kinema.errors import KinemaError
 from kinema.eval.networks.lpips import LPIPS, load_lpips
 from kinema.eval.weights import find_weights, weights_file
-from kinema.training.tokenizer import make_lpips
+from kinema.training.losses.perceptual import make_lpips
 
 
 @pytest.fixture

@@ -1,18 +1,32 @@
 """Karhunen-Loève transform of latent blocks: the best linear code of a given size, and where training starts."""
 
 from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import fold, haar_fold
-from kinema.tokenizers.causal_vae.networks import Decoder, Encoder
+from kinema.tokenizers.causal_vae.networks import Ratio
 
 
-def fit_klt(encoder: Encoder, decoder: Decoder, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
+@runtime_checkable
+class BlockCoder(Protocol):
+    """An encoder or decoder with a linear path between the Haar level's blocks and latents."""
+
+    linear_path: nn.Linear
+    block_ratio: Ratio
+
+
+LARGEST_COVARIANCE = 8192
+"""Blocks of more numbers than this (of 8x32x32: 24,576) get their components from a sample."""
+MOST_SAMPLES = 4096
+
+
+def fit_klt(encoder: BlockCoder, decoder: BlockCoder, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
     """Makes the linear paths project on the leading principal components of one latent step's block, whitened.
 
     Args:
@@ -20,23 +34,54 @@ def fit_klt(encoder: Encoder, decoder: Decoder, videos: Iterable[Float[Tensor, "
         videos: clips with whole latent steps, values in [-1, 1].
 
     Raises:
-        KinemaError: there is no clip.
+        KinemaError: there is no clip, or there are too few for as many components.
     """
-    moment, mean, count = torch.zeros(()), torch.zeros(()), 0
-    for video in videos:
-        blocks = rearrange(fold(haar_fold(video.float()), encoder.block_ratio), "b t h w c -> (b t h w) c").double()
-        moment = moment + blocks.T @ blocks
-        mean = mean + blocks.sum(0)
-        count += len(blocks)
-    if count == 0:
-        raise KinemaError("`videos` (=no clip) must hold at least one clip")
-    mean = mean / count
-    covariance = moment / count - torch.outer(mean, mean)
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     z = encoder.linear_path.out_features
-    basis = eigenvectors[:, -z:].flip(1).T
-    scale = eigenvalues[-z:].flip(0).clamp_min(1e-8).sqrt().unsqueeze(1)
+    blocks = (_blocks(video, encoder) for video in videos)
+    size = encoder.linear_path.in_features
+    mean, eigenvalues, basis = _components(blocks, z) if size <= LARGEST_COVARIANCE else _sampled_components(blocks, z)
+    scale = eigenvalues.clamp_min(1e-8).sqrt().unsqueeze(1)
     encoder.linear_path.weight.copy_(basis / scale)
     encoder.linear_path.bias.copy_(-(basis / scale) @ mean)
     decoder.linear_path.weight.copy_((basis * scale).T)
     decoder.linear_path.bias.copy_(mean)
+
+
+def _blocks(video: Tensor, encoder: BlockCoder) -> Float[Tensor, "n d"]:
+    return rearrange(fold(haar_fold(video.float()), encoder.block_ratio), "b t h w c -> (b t h w) c")
+
+
+Components = tuple[Float[Tensor, " d"], Float[Tensor, " z"], Float[Tensor, "z d"]]
+"""Mean, largest eigenvalues of the covariance, and their eigenvectors as rows."""
+
+
+def _components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Components:
+    """From the covariance of all blocks."""
+    moment, mean, count = torch.zeros(()), torch.zeros(()), 0
+    for part in blocks:
+        part = part.double()
+        moment, mean, count = moment + part.T @ part, mean + part.sum(0), count + len(part)
+    if count == 0:
+        raise KinemaError("`videos` (=no clip) must hold at least one clip")
+    mean = mean / count
+    eigenvalues, eigenvectors = torch.linalg.eigh(moment / count - torch.outer(mean, mean))
+    return mean, eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).T
+
+
+def _sampled_components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Components:
+    """From a sample of the blocks, by their products with each other: there are fewer blocks than numbers in one."""
+    kept = torch.zeros(0)
+    generator = torch.Generator().manual_seed(0)
+    for part in blocks:
+        kept = part.cpu() if not len(kept) else torch.cat([kept, part.cpu()])
+        if len(kept) > MOST_SAMPLES:
+            # Which of the blocks so far are kept is not quite uniform over the clips; they come in random order anyway.
+            kept = kept[torch.randperm(len(kept), generator=generator)[:MOST_SAMPLES]]
+    if len(kept) <= z:
+        raise KinemaError(f"`videos` (of {len(kept)} blocks) must hold more blocks than the {z} latent channels")
+    mean = kept.mean(0)
+    centred = kept - mean
+    eigenvalues, eigenvectors = torch.linalg.eigh((centred @ centred.T).double() / len(kept))
+    eigenvalues, eigenvectors = eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).float()
+    basis = eigenvectors.T @ centred / (eigenvalues * len(kept)).sqrt().float().unsqueeze(1)
+    return mean.double(), eigenvalues, basis.double()

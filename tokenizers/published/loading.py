@@ -14,12 +14,10 @@ from safetensors import SafetensorError
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.interface import VideoTokenizer
+from kinema.tokenizers.registry import TOKENIZERS
 from kinema.weights import EMBEDDED, embedded_dir
 
-OWN: dict[str, str] = {
-    "CausalVideoTokenizer": "kinema.tokenizers.causal_vae.model",
-    "VidTokTokenizer": "kinema.tokenizers.published.vidtok",
-}
+OWN: dict[str, str] = TOKENIZERS | {"VidTokTokenizer": "kinema.tokenizers.published.vidtok"}
 """Tokenizers of kinema by the `_class_name` in their config.json, and where each class is."""
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")

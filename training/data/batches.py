@@ -29,6 +29,8 @@ class TokenizerBatches:
         self.config = config
         self.rank, self.world_size = rank, world_size
         self.shapes = [parse_shape(shape) for shape in config.shapes]
+        shares = torch.tensor(config.shape_weights or [1.0] * len(self.shapes), dtype=torch.float64)
+        self.shape_bounds = (shares.cumsum(0) / shares.sum())[:-1]
         self.sources = [None if name == TOYBOX else self._folder(name) for name in config.data]
         self.toyboxes = {s: make_toybox(config, s, "train") for s in self.shapes if TOYBOX in config.data}
         self.weights = source_weights(config)
@@ -43,8 +45,8 @@ class TokenizerBatches:
         """The batch of a step, pixels in [-1, 1]."""
         config = self.config
         # All processes take the same size in a step, so that none waits for another.
-        draw = torch.rand(1, generator=step_generator(config.seed, 0, step, "shape")).item()
-        shape = self.shapes[int(draw * len(self.shapes))]
+        draw = torch.rand(1, generator=step_generator(config.seed, 0, step, "shape")).double()
+        shape = self.shapes[int(torch.searchsorted(self.shape_bounds, draw, right=True))]
         first = self.shapes[0]
         num_clips = max(1, round(config.batch_size * _volume(first) / _volume(shape)))
 
@@ -58,7 +60,12 @@ class TokenizerBatches:
             elif count and source is not None:
                 parts.append(
                     source.random_clips(
-                        count, shape, generator, max_stride=config.max_stride, max_zoom_out=config.max_zoom_out
+                        count,
+                        shape,
+                        generator,
+                        max_stride=config.max_stride,
+                        max_zoom_out=config.max_zoom_out,
+                        frame_rates=config.frame_rates,
                     )
                 )
         return torch.cat(parts)

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,7 @@ class ClipsDataset:
         max_stride: int = 1,
         max_zoom_out: float = 1.0,
         flip: bool = True,
+        frame_rates: Sequence[float] = (),
     ) -> tuple[Float[Tensor, "3 t h w"], str]:
         """A clip and its caption: a random file (by its length), start, frame stride, crop, scale and flip.
 
@@ -151,6 +153,9 @@ class ClipsDataset:
             max_stride: largest step between frames, where the file is long enough.
             max_zoom_out: crops are up to this much larger than the clip and scaled down; half of them are not scaled.
             flip: mirror half of the clips.
+            frame_rates: frames a second, one drawn for the clip, instead of a stride: frames of the file are left out,
+                by the rate that it states. No frame is shown twice, so that a file slower than the rate, or too short
+                for it, gives a faster clip.
 
         Returns:
             Pixels in [-1, 1], and the caption.
@@ -160,12 +165,17 @@ class ClipsDataset:
         source = self.sources[int(np.searchsorted(lengths, draw[0] * lengths[-1], side="right"))]
         t, h, w = source.shape
         frames, height, width = shape
-        stride = min(1 + int(draw[1] * max_stride), max(1, (t - 1) // max(1, frames - 1)))
-        start = int(draw[2] * max(1, t - (frames - 1) * stride))
+        if frame_rates:
+            rate = frame_rates[int(draw[1] * len(frame_rates))]
+            stride = min(max(1.0, frame_rate(source.path) / rate), max(1.0, (t - 1) / max(1, frames - 1)))
+        else:
+            stride = min(1 + int(draw[1] * max_stride), max(1, (t - 1) // max(1, frames - 1)))
+        steps = np.rint(stride * np.arange(frames)).astype(np.int64)
+        start = int(draw[2] * max(1, t - int(steps[-1])))
         zoom = min(max(1.0, 1 + (2 * draw[3] - 1) * (max_zoom_out - 1)), h / height, w / width)
         crop_h, crop_w = max(1, round(height * zoom)), max(1, round(width * zoom))
         top, left = int(draw[4] * (h - crop_h + 1)), int(draw[5] * (w - crop_w + 1))
-        index = bounce(start + stride * np.arange(frames), t)
+        index = bounce(start + steps, t)
         pixels = torch.from_numpy(source.frames()[index, top : top + crop_h, left : left + crop_w])
         clip = resize_frames(pixels, height, width)
         if flip and draw[6] < 0.5:
@@ -180,10 +190,23 @@ class ClipsDataset:
         *,
         max_stride: int = 1,
         max_zoom_out: float = 1.0,
+        frame_rates: Sequence[float] = (),
     ) -> Float[Tensor, "b 3 t h w"]:
         """A batch of random clips, see `random_clip`."""
-        options = {"max_stride": max_stride, "max_zoom_out": max_zoom_out}
-        return torch.stack([self.random_clip(shape, generator, **options)[0] for _ in range(num_clips)])
+        clips = [
+            self.random_clip(
+                shape, generator, max_stride=max_stride, max_zoom_out=max_zoom_out, frame_rates=frame_rates
+            )[0]
+            for _ in range(num_clips)
+        ]
+        return torch.stack(clips)
+
+
+@cache
+def frame_rate(path: Path) -> float:
+    """Frames a second that a video file states; 24 where it states none."""
+    with VideoReader(path) as reader:
+        return reader.fps
 
 
 def centre_clips(path: Path, num_clips: int, shape: tuple[int, int, int]) -> Float[Tensor, "n 3 t h w"]:

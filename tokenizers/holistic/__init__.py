@@ -1,0 +1,1 @@
+"""The tokenizer of ordered tokens without a grid."""

@@ -1,0 +1,307 @@
+"""The holistic tokenizer: a clip as a chosen number of ordered tokens without a grid, decoded from any first few."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.tokenizers import base
+from kinema.tokenizers.base import LatentTokenizer
+from kinema.tokenizers.checks import check_latents, check_video, checked_chunks
+from kinema.tokenizers.holistic.linear import fit
+from kinema.tokenizers.holistic.networks import TokenDecoder, TokenEncoder, TokenTrunk
+from kinema.tokenizers.holistic.presets import PRESETS
+from kinema.tokenizers.holistic.windows import Windows
+from kinema.tokenizers.interface import TokenizerOutput
+from kinema.tokenizers.quantizers import make_bottleneck
+from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
+
+NESTED_DROPOUT = ("powers", "uniform", "none")
+"""Lengths of the prefixes in training: powers of two and the whole, any length, or always the whole."""
+
+
+class HolisticVideoTokenizer(LatentTokenizer):
+    """Gathers a clip into ordered tokens with learned queries (the line of LARP, arXiv 2410.21264; One-D-Piece,
+    2501.10064; FlexTok, 2502.13967).
+
+    In training the tail of the tokens is dropped at random (nested dropout, arXiv 1402.0915), so that the first tokens
+    say what matters most, and any first few decode to the whole clip, better the more there are.
+
+    A window of `num_frames` frames and `size` × `size` pixels becomes `num_tokens` tokens. Longer and larger clips are
+    cut into windows side by side, in time, then rows, then columns; each is tokenised by itself (there may be seams),
+    and the last ones are filled by repeating the last frame and the edges, which decoding crops. Latents are
+    ``(b, z, k, 1, n)``: k windows, n tokens; indices ``(b, k, 1, n)``. Any size goes through; tiling has no effect.
+
+    Args (all are saved in the config):
+        bottleneck: a name in `kinema.tokenizers.quantizers.BOTTLENECKS`: "kl", "fsq", ...
+        latent_channels: channels of the latents, where the bottleneck does not say them.
+        fsq_levels: levels per channel of an FSQ bottleneck.
+        codebook_size: number of codes of an LFQ, BSQ or VQ bottleneck.
+        num_frames, size: of a window; `num_frames` is 1 more than a multiple of the patches' frames.
+        num_tokens: tokens of a window.
+        patch: frames, rows and columns of a patch; even numbers, rows and columns equal.
+        encoder_width, decoder_width: channels of a patch or token.
+        encoder_depth, decoder_depth: transformer blocks.
+        head_dim: channels of an attention head.
+        mlp_ratio: hidden width of a block's MLP over its width.
+        nested_dropout: one of `NESTED_DROPOUT`.
+        latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
+    """
+
+    encoder: TokenEncoder
+    decoder: TokenDecoder
+
+    @register_to_config
+    def __init__(
+        self,
+        bottleneck: str = "kl",
+        latent_channels: int | None = None,
+        fsq_levels: Sequence[int] | None = None,
+        codebook_size: int | None = None,
+        num_frames: int = 17,
+        size: int = 64,
+        num_tokens: int = 64,
+        patch: Sequence[int] = (4, 8, 8),
+        encoder_width: int = 384,
+        encoder_depth: int = 6,
+        decoder_width: int = 384,
+        decoder_depth: int = 6,
+        head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        nested_dropout: str = "powers",
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.quantizer = make_bottleneck(
+            bottleneck, latent_channels=latent_channels, fsq_levels=fsq_levels, codebook_size=codebook_size
+        )
+        if len(patch) != 3:
+            raise KinemaError(f"`patch` (={tuple(patch)}) must be three numbers (time, height, width)")
+        if num_tokens < 1:
+            raise KinemaError(f"`num_tokens` (={num_tokens}) must be at least 1")
+        if nested_dropout not in NESTED_DROPOUT:
+            raise KinemaError(f"`nested_dropout` (={nested_dropout!r}) must be one of {', '.join(NESTED_DROPOUT)}")
+        window = dict(num_frames=num_frames, size=size, num_tokens=num_tokens)
+        ratio = (patch[0], patch[1], patch[2])
+        encoder = TokenTrunk(width=encoder_width, depth=encoder_depth, head_dim=head_dim, mlp_ratio=mlp_ratio)
+        decoder = TokenTrunk(width=decoder_width, depth=decoder_depth, head_dim=head_dim, mlp_ratio=mlp_ratio)
+        z = self.quantizer.latent_channels
+        self.encoder = TokenEncoder(self.quantizer.in_channels, z, ratio=ratio, trunk=encoder, **window)
+        self.decoder = TokenDecoder(z, ratio=ratio, trunk=decoder, **window)
+        self.num_tokens, self._nested_dropout = num_tokens, nested_dropout
+        self._temporal_ratio, self._spatial_ratio = num_frames, size  # a window is one latent step
+
+    @classmethod
+    def from_preset(cls, name: str) -> "HolisticVideoTokenizer":
+        """An untrained tokenizer.
+
+        Raises:
+            KinemaError: there is no preset of this name.
+        """
+        if name not in PRESETS:
+            raise KinemaError(f"`preset` (={name!r}) must be one of {', '.join(sorted(PRESETS))}")
+        return cls(**PRESETS[name])
+
+    @torch.no_grad()
+    def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
+        """Sets the linear path of encoder and decoder to the transform code of these clips (see `linear.fit`).
+
+        Raises:
+            KinemaError: There is no clip.
+        """
+        windows = (self._windows_of(video).split(video).flatten(0, 1) for video in videos)
+        fit(self.encoder.linear_path, self.decoder.linear_path, self.encoder.block_ratio, windows)
+
+    def freeze_linear(self) -> None:
+        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
+        self.encoder.linear_path.requires_grad_(False)
+        self.decoder.linear_path.requires_grad_(False)
+
+    # --- whole clips ---
+
+    @apply_forward_hook
+    def encode(self, video: Tensor, num_tokens: int | None = None) -> TokenizerOutput:
+        """Deterministic tokens of a clip.
+
+        Args:
+            video: ``(b, 3, t, h, w)``, float in [-1, 1]; any number of frames and any size.
+            num_tokens: Only the first so many tokens of each window (all unless told); they are those of all.
+
+        Returns:
+            `.latents` ``(b, z, k, 1, n)``: k windows, n tokens; the mode for KL and the code otherwise.
+
+        Raises:
+            KinemaError: The video is of another type, shape or range, or holds NaN; or there are not so many tokens.
+        """
+        check_video(video)
+        if num_tokens is not None and not 1 <= num_tokens <= self.num_tokens:
+            raise KinemaError(f"`num_tokens` (={num_tokens}) must lie in 1..{self.num_tokens}")
+        return self._encode(video, sample=False, generator=None, num_tokens=num_tokens)[0]
+
+    def _encode(
+        self, video: Tensor, sample: bool, generator: torch.Generator | None, num_tokens: int | None = None
+    ) -> tuple[TokenizerOutput, Tensor]:
+        b, _, t, h, w = video.shape
+        windows = self._windows_of(video).split(video.to(self._type_of(self.encoder))).flatten(0, 1)
+        count = self.num_tokens if num_tokens is None else num_tokens
+        tokens = torch.cat([self.encoder(part, count) for part in windows.split(self._at_once(len(windows)))])
+        code = self.quantizer(rearrange(tokens, "(b k) n c -> b c k 1 n", b=b), sample=sample, generator=generator)
+        output = TokenizerOutput(
+            latents=code.mode,
+            latent_dist=code.latent_dist,
+            indices=code.indices,
+            losses=code.losses,
+            num_frames=t,
+            height=h,
+            width=w,
+        )
+        return output, code.latents
+
+    @apply_forward_hook
+    def decode(
+        self, latents: Tensor, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> DecoderOutput:
+        """Video of the first tokens, `.sample` ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
+
+        Args:
+            latents: ``(b, z, k, 1, n)``, as from `encode`, not normalised; n is the number of tokens that are there.
+            num_frames: Crop to so many frames, which must end in the last windows; all of them unless told.
+            height, width: Of the frames; one window unless told.
+
+        Raises:
+            KinemaError: The latents are not of this tokenizer, or the wanted size does not end in the last windows.
+        """
+        return DecoderOutput(sample=self._decode(latents, (num_frames, height, width), None))
+
+    def _decode(
+        self, latents: Tensor, clip: tuple[int | None, int | None, int | None], lengths: Int[Tensor, " g"] | None
+    ) -> Float[Tensor, "b 3 t h w"]:
+        check_latents(latents, self.latent_channels)
+        b, _, count, one, n = latents.shape
+        if one != 1 or n > self.num_tokens:
+            raise KinemaError(
+                f"`latents` (of shape {tuple(latents.shape)}) must be (batch, {self.latent_channels}, windows, 1, "
+                f"tokens) with at most {self.num_tokens} tokens"
+            )
+        layout = Windows.of_latents(self._temporal_ratio, self._spatial_ratio, count, clip)
+        tokens = rearrange(latents, "b z k 1 n -> (b k) n z").to(self._type_of(self.decoder))
+        some = self._at_once(len(tokens))
+        present = [None] * len(tokens) if lengths is None else lengths.split(some)
+        parts = [self.decoder(*part) for part in zip(tokens.split(some), present, strict=False)]
+        video = layout.join(rearrange(torch.cat(parts), "(b k) ... -> b k ...", b=b))
+        t, h, w = clip
+        return video[:, :, :t, : h or self._spatial_ratio, : w or self._spatial_ratio]
+
+    def forward(
+        self,
+        video: Float[Tensor, "b 3 t h w"],
+        sample_posterior: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "b 3 t h w"], TokenizerOutput]:
+        """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked.
+
+        In training mode every window loses a random tail of its tokens before it is decoded.
+        """
+        output, latents = self._encode(video, sample_posterior, generator)
+        lengths = None
+        if self.training and self._nested_dropout != "none":
+            count = latents.shape[0] * latents.shape[2]
+            lengths = prefix_lengths(count, self.num_tokens, self._nested_dropout, generator).to(latents.device)
+        t, h, w = video.shape[2:]
+        return self._decode(latents, (t, h, w), lengths), output
+
+    # --- streams ---
+
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor], cache: StreamCache | None = None) -> Iterator[Tensor]:
+        """Tokens of a clip that comes in chunks, as soon as their windows are whole; equal to the whole clip's.
+
+        Args:
+            chunks: ``(b, 3, t, h, w)`` in [-1, 1], of any numbers of frames; taken one at a time, when needed.
+            cache: State of the stream (a new one unless given).
+
+        Yields:
+            ``(b, z, k, 1, n)``; the last windows are filled like those of a whole clip.
+
+        Raises:
+            KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
+        """
+        cache = open_stream(cache)
+        frames = self._temporal_ratio
+        for piece in whole_steps(checked_chunks(chunks), frames, base.PIECE_PIXELS, first=False):
+            cache.closed = bool(piece.shape[2] % frames)
+            cache.first = False
+            yield self._encode(piece, sample=False, generator=None)[0].latents
+
+    @torch.no_grad()
+    def decode_stream(
+        self,
+        latents: Iterable[Tensor],
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        cache: StreamCache | None = None,
+    ) -> Iterator[Tensor]:
+        """Video of tokens that come in chunks; equal to decoding them all at once.
+
+        Args:
+            latents: ``(b, z, k, 1, n)``, of all windows of one or more steps in time; taken one at a time.
+            num_frames: Crop the whole video to so many frames, which must end in the last windows.
+            height, width: Of the frames; one window unless told.
+            cache: State of the stream (a new one unless given).
+
+        Yields:
+            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
+
+        Raises:
+            KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last windows, or the
+                cache's stream has ended.
+        """
+        cache = open_stream(cache)
+        given = 0
+        for chunk in latents:
+            if num_frames is not None and given >= num_frames:
+                raise KinemaError(f"`num_frames` (={num_frames}) must end in the last window, and more windows came")
+            video = self._decode(chunk, (None, height, width), None)
+            kept = video.shape[2] if num_frames is None else min(video.shape[2], num_frames - given)
+            given += video.shape[2]
+            cache.first = False
+            yield video[:, :, :kept]
+        if num_frames is not None and given < num_frames:
+            raise KinemaError(f"`num_frames` (={num_frames}) must be at most the {given} frames of the latents")
+
+    def _windows_of(self, video: Tensor) -> Windows:
+        t, h, w = video.shape[2:]
+        return Windows.of_clip(self._temporal_ratio, self._spatial_ratio, (t, h, w))
+
+    def _at_once(self, count: int) -> int:
+        """Windows that pass together: all in training, else so few that memory grows with the clip only."""
+        if torch.is_grad_enabled():
+            return count
+        return max(base.PIECE_PIXELS // (self._temporal_ratio * self._spatial_ratio**2), 1)
+
+
+def prefix_lengths(
+    count: int, num_tokens: int, kind: str, generator: torch.Generator | None = None
+) -> Int[Tensor, " g"]:
+    """Random numbers of tokens that are kept, for nested dropout.
+
+    Args:
+        count: How many.
+        num_tokens: The most.
+        kind: "powers" draws from 1, 2, 4, ... and `num_tokens`, all alike (FlexTok, arXiv 2502.13967, section 3.1);
+            "uniform" from all numbers (One-D-Piece, arXiv 2501.10064).
+        generator: Of the draw.
+    """
+    choices = torch.arange(1, num_tokens + 1)
+    if kind == "powers":
+        choices = torch.tensor([*(2**k for k in range(num_tokens.bit_length()) if 2**k < num_tokens), num_tokens])
+    device = "cpu" if generator is None else generator.device
+    return choices[torch.randint(len(choices), (count,), generator=generator, device=device).cpu()]

@@ -1,0 +1,68 @@
+"""Configurations as JSON, and back, strictly."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from kinema.errors import KinemaError
+from kinema.files import atomic_path
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as what JSON can hold."""
+    return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration from what `to_dict` gives.
+
+    Raises:
+        KinemaError: a key is unknown or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    for name in values:
+        if name not in known:
+            raise KinemaError(f"`{name}` (={values[name]!r}) must be one of the settings {', '.join(known)}")
+    return cls(**{name: _from_json(name, value, hints[name]) for name, value in values.items()})
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Writes the configuration as JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_to_json(v) for v in value]
+    return value
+
+
+def _from_json(name: str, value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _from_json(name, value, next(a for a in args if a is not type(None)))
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is Ellipsis:
+            return tuple(_from_json(name, v, args[0]) for v in value)
+        if len(args) == len(value):
+            return tuple(_from_json(name, v, a) for v, a in zip(value, args, strict=True))
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise KinemaError(f"`{name}` (={value!r}) must be of type {hint}")
