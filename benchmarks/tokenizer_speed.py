@@ -32,6 +32,7 @@ from kinema.apps.loading import pick_device
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.tokenizers.published.loading import load_tokenizer
+from kinema.training.config import parse_shape
 from kinema.weights import EMBEDDED
 
 diffusers: Any = import_module("diffusers")
@@ -231,6 +232,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    for size in arguments.sizes:
+        parse_shape(size)  # a mistake is named before the work
     torch.set_num_threads(arguments.threads)
     try:
         device = pick_device(arguments.device)
