@@ -118,8 +118,8 @@ def _measure_tokenizer(name: str, clips: Sequence[tuple[str, Tensor]], arguments
 def measure_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     """The table of generators; the figures by name."""
     print(f"{arguments.num_prompts} prompts of the Toybox' test split, FVD protocol {arguments.fvd}\n")
-    print("| generator | " + " | ".join((*CLIP_METRICS, *STREAM, "fvd")) + " |")
-    print("|---" * (len(CLIP_METRICS) + len(STREAM) + 2) + "|")
+    print("| generator | " + " | ".join((*arguments.metrics, *STREAM, "fvd")) + " |")
+    print("|---" * (len(arguments.metrics) + len(STREAM) + 2) + "|")
     figures: dict[str, Any] = {}
     for model in (None, *arguments.model):
         name = "toybox (embedded)" if model is None else model
@@ -153,7 +153,7 @@ def _measure_generator(name: str, model: str | None, arguments: argparse.Namespa
 
     report = evaluate_generation(
         generated(),
-        (*CLIP_METRICS, *STREAM),
+        (*arguments.metrics, *STREAM),
         reference=rendered(),
         watch=count,
         device=arguments.device,
@@ -184,6 +184,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     generators = tables.add_parser("generators", help="clips from prompts")
     generators.add_argument("--model", nargs="+", default=[], help="pipelines' folders besides the embedded one")
     generators.add_argument("--num-prompts", type=int, default=256, help="clips (%(default)s)")
+    generators.add_argument(
+        "--metrics",
+        nargs="+",
+        default=list(CLIP_METRICS),
+        choices=CLIP_METRICS,
+        help="of clips, besides STREAM and FVD",
+    )
     for table in (tokenizers, generators):
         table.add_argument("--sprites", type=Path, help="the sprite folder of the Toybox; else drawn shapes")
         table.add_argument("--fvd", default="videogpt", help="protocol of FVD (%(default)s)")

@@ -5,8 +5,8 @@
 Each peer trains for `--minutes` of processor time (this machine may do other things) on 17×64×64 crops; then kinema's
 `kl-4x8x8-c16` trains twice: on as many samples as the better peer saw, and for as long. The batches are the same for
 all, and so are the averaging of weights and the schedule (warm-up, then a linear fall over the last part). Peers train
-with XX
-SSIM are of held-out sources; the KLT is the best linear code of this size. What `--output` holds is not repeated.
+with AdamW, kinema with its own recipe (linear start, Muon). Nothing is sampled: the posterior's mode is decoded. PSNR
+and SSIM are of held-out sources; the KLT is the best linear code of this size. What `--output` holds is not repeated.
 """
 
 import argparse

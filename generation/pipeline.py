@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ from kinema.generation.text import (
     warn_of_unknown_words,
 )
 from kinema.generation.transformer.model import VideoTransformer
-from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.checks import check_weights
 from kinema.tokenizers.interface import latent_shape, pad_to_grid
+from kinema.tokenizers.registry import TOKENIZERS
 
 __all__ = ["KinemaPipeline", "KinemaPipelineOutput", "PromptWarning"]
 
@@ -78,7 +80,7 @@ class KinemaPipeline(DiffusionPipeline):
     def __init__(
         self,
         transformer: VideoTransformer,
-        vae: CausalVideoTokenizer,
+        vae: LatentTokenizer,
         tokenizer: PreTrainedTokenizerBase,
         scheduler: FlowMatchEulerDiscreteScheduler,
         text_encoder: PreTrainedModel | None = None,
@@ -86,6 +88,8 @@ class KinemaPipeline(DiffusionPipeline):
         sample_fps: float = 8.0,
     ) -> None:
         super().__init__()
+        if not vae.has_grid:
+            raise KinemaError(f"`vae` (a {type(vae).__name__}) must have latents on a grid")
         self.register_modules(
             transformer=transformer, vae=vae, tokenizer=tokenizer, scheduler=scheduler, text_encoder=text_encoder
         )
@@ -112,6 +116,8 @@ class KinemaPipeline(DiffusionPipeline):
             passed = tuple(name for name in _COMPONENTS if name in kwargs)
             needed = tuple(name for name in _COMPONENTS if name not in passed)
             check_pipeline_folder(folder, needed, optional=("text_encoder",))
+            for module in TOKENIZERS.values():  # diffusers takes components from modules that are imported already
+                import_module(module)
             with quiet_loading():
                 pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
             for name in {"transformer", "vae"} - set(passed):

@@ -37,10 +37,14 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             `context`, the latent cells that an output can depend on to either side, and `grain` if it has windows.
         decoder: ``(latents (b, z, t', h', w'), cache) -> (b, 3, t, h, w)``, likewise.
         _temporal_ratio, _spatial_ratio: Frames of a latent step, pixels of a latent cell.
+
+    Attributes:
+        has_grid: Whether latents are a grid in time and space, which a diffusion model over them needs.
     """
 
     config_name = "config.json"
     _supports_gradient_checkpointing = False
+    has_grid = True
 
     quantizer: Bottleneck
     encoder: Any
@@ -94,7 +98,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
         Args:
             video: ``(b, 3, t, h, w)``, float in [-1, 1]; any number of frames and any size (padded to whole latent
-                cells). A long clip passes in pieces, so that memory grows with its latents only.
+                cells). Where no gradient is computed (`torch.no_grad`), a long clip passes in pieces and a large frame
+                in tiles, so that memory grows with the latents only.
 
         Returns:
             `.latents` ``(b, z, 1 + ceil((t-1)/ct), ceil(h/cs), ceil(w/cs))``, the mode for KL and the code otherwise.
@@ -141,6 +146,9 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             KinemaError: The latents are not of this tokenizer, or the wanted size does not end in the last latent cell.
         """
         check_latents(latents, self.latent_channels)
+        return DecoderOutput(sample=self._decoded(latents, num_frames, height, width))
+
+    def _decoded(self, latents: Tensor, num_frames: int | None, height: int | None, width: int | None) -> Tensor:
         t, h, w = wanted_size(
             latents.shape[2:],
             self._temporal_ratio,
@@ -155,7 +163,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             cache = StreamCache()
             parts = latents.split(self._piece_steps(*latents.shape[3:]), dim=2)
             video = torch.cat([self._pass(self.decoder, part, cache) for part in parts], dim=2)
-        return DecoderOutput(sample=video[:, :, :t, :h, :w])
+        return video[:, :, :t, :h, :w]
 
     @torch.no_grad()
     def reconstruct(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
@@ -181,7 +189,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked."""
         output, latents = self._encode(video, sample_posterior, generator)
         t, h, w = video.shape[2:]
-        return self.decode(latents, t, h, w).sample, output
+        return self._decoded(latents, t, h, w), output
 
     # --- streams ---
 
@@ -238,15 +246,16 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         for chunk in latents:
             check_latents(chunk, self.latent_channels)
             _, h, w = wanted_size(chunk.shape[2:], 1, self._spatial_ratio, height=height, width=width)
-            if num_frames is not None and given >= num_frames:
-                raise KinemaError(f"`num_frames` (={num_frames}) must end in the last latent step, and more steps came")
             for part in chunk.split(self._piece_steps(*chunk.shape[3:]), dim=2):
+                if num_frames is not None and given >= num_frames:
+                    raise KinemaError(f"`num_frames` (={num_frames}) must end in the last latent step, and more came")
                 video = self._pass(self.decoder, part, cache)
                 kept = video.shape[2] if num_frames is None else min(video.shape[2], num_frames - given)
                 given += video.shape[2]
                 yield video[:, :, :kept, :h, :w]
-        if num_frames is not None and given < num_frames:
-            raise KinemaError(f"`num_frames` (={num_frames}) must be at most the {given} frames of the latents")
+        least = max(given - self._temporal_ratio, 0) + 1
+        if num_frames is not None and not least <= num_frames <= given:
+            raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{given}, the last latent step")
 
     def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:
         """The next piece of a stream through encoder or decoder, in tiles where the frame is large."""
@@ -271,15 +280,16 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """Cuts frames larger than `tile_size` pixels along an axis into tiles of at most that size (the default).
 
         Tiles are read with their surroundings. Where the network's context is covered by them, as in the convolutional
-        tokenizers, the result is that of the whole frame to float32 round-off.
+        tokenizers, the result is that of the whole frame to float32 round-off. Where gradients are computed, frames
+        pass whole.
 
         Raises:
-            KinemaError: `tile_size` holds no latent cell.
+            KinemaError: `tile_size` is below the smallest part of a frame: a latent cell, or a window of attention.
         """
-        if tile_size < self._spatial_ratio:
-            raise KinemaError(
-                f"`tile_size` (={tile_size}) must be at least one latent cell ({self._spatial_ratio} pixels)"
-            )
+        grains: list[int] = [getattr(network, "grain", 1) for network in (self.encoder, self.decoder)]
+        least = self._spatial_ratio * max(grains)
+        if tile_size < least:
+            raise KinemaError(f"`tile_size` (={tile_size}) must be at least {least}, the smallest part of a frame")
         self._tile_size = tile_size
 
     def disable_tiling(self) -> None:

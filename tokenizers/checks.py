@@ -57,7 +57,7 @@ def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> 
     """Checks that a tensor is latents, ``(b, channels, t', h', w')``.
 
     Raises:
-        KinemaError: It has other dimensions or channels, is not float, or holds no value.
+        KinemaError: It has other dimensions or channels, is not float, holds no value, or is not finite.
     """
     shape = tuple(latents.shape)
     if latents.ndim != 5 or shape[1] != channels or latents.numel() == 0:
@@ -66,6 +66,8 @@ def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> 
         raise KinemaError(
             f"`{argument}` (of type {latents.dtype}) must be float; code indices go through `indices_to_latents`"
         )
+    if not bool(torch.isfinite(latents.detach().sum())):
+        raise KinemaError(f"`{argument}` (with NaN or infinity) must be finite")
 
 
 def wanted_size(

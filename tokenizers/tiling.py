@@ -31,16 +31,16 @@ def spans(size: int, tile: int, context: int, grain: int = 1) -> list[Span]:
 
     Args:
         size: Cells of the axis.
-        tile: Most cells that a part keeps.
+        tile: Most cells that a part keeps, at least `grain`.
         context: Cells that are read on either side, fewer at the ends of the axis.
         grain: Parts are read from multiples of this many cells (windows of attention must not be cut elsewhere).
     """
-    count = ceil(size / tile)
-    edges = [size * k // count // grain * grain for k in range(count)] + [size]
+    grains = ceil(size / grain)
+    count = ceil(grains / max(tile // grain, 1))
+    edges = [grains * k // count * grain for k in range(count)] + [size]
     return [
         Span(max(0, (low - context) // grain * grain), min(size, high + context), low, high)
         for low, high in pairwise(edges)
-        if low < high
     ]
 
 

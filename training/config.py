@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.registry import PRESETS
+from kinema.tokenizers.registry import PRESETS, preset_config
 from kinema.training.config_json import from_dict, save_config, to_dict
 
 VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
@@ -353,8 +353,16 @@ _TOKENIZER: dict[str, Any] = dict(
 _OF_PRESET: dict[str, dict[str, Any]] = {"kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5)}
 _OTHERS: dict[str, Any] = dict(batch_size=4, cache_short_side=144)
 
+
+def _shapes_of(preset: str) -> tuple[str, ...]:
+    """The clips that a preset trains on: a holistic tokenizer's are its window."""
+    config = preset_config(preset)
+    return (f"{config['num_frames']}x{config['size']}x{config['size']}",) if "num_tokens" in config else ("17x64x64",)
+
+
 TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
-    name: TokenizerTrainingConfig(preset=name, **_TOKENIZER, **_OF_PRESET.get(name, _OTHERS)) for name in PRESETS
+    name: TokenizerTrainingConfig(preset=name, shapes=_shapes_of(name), **_TOKENIZER, **_OF_PRESET.get(name, _OTHERS))
+    for name in PRESETS
 }
 
 DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {

@@ -55,6 +55,9 @@ class DiffusionTask(Task[Batch]):
         self.autocast, self.precision = accelerator.autocast, accelerator.mixed_precision
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
+        if not self.vae.has_grid:
+            kind = type(self.vae).__name__
+            raise KinemaError(f"`tokenizer` (={config.tokenizer}, a {kind}) must have latents on a grid")
         with accelerator.main_process_first():  # it computes what is kept, the others find it
             self.clips = CaptionedClips(config)
             self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips)

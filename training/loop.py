@@ -121,14 +121,16 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             generator = step_generator(config.seed, rank, state.step, "loss", device)
             task.start_step(state.step)
             terms = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            left_out = "it" if terms is None else None
             if terms is not None:
                 ema.update(learner.plain)
             if companion is not None and terms is not None and task.companion_trains():
                 more = companion.step(task.companion_loss, factor)
-                terms = None if more is None else terms | more
+                left_out = "the companion's step" if more is None else None
+                terms |= more or {}
             state.step += 1
             state.elapsed = before + time.monotonic() - clock
-            count_skipped(terms is None, state, config)
+            count_skipped(left_out, state, config)
             meter.add(terms)
             meter.num_clips += task.num_clips(batch) * accelerator.num_processes
 
@@ -203,18 +205,18 @@ def start_companion(companion: Companion | None, config: TrainingConfig, acceler
     )
 
 
-def count_skipped(skipped: bool, state: TrainingState, config: TrainingConfig) -> None:
-    """Counts a step that was left out because a loss or gradient was not finite.
+def count_skipped(left_out: str | None, state: TrainingState, config: TrainingConfig) -> None:
+    """Counts a step of which something was left out because a loss or gradient was not finite.
 
     Raises:
         KinemaError: it is one of too many in a row.
     """
-    if not skipped:
+    if left_out is None:
         state.skipped_in_a_row = 0
         return
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
-    logger.warning("step %d left out: its loss or gradient is not finite", state.step)
+    logger.warning("step %d: %s was left out, its loss or gradient is not finite", state.step, left_out)
     if state.skipped_in_a_row >= config.max_skipped_steps:
         raise KinemaError(
             f"`max_skipped_steps` (={config.max_skipped_steps}) must be above the number of steps in a row whose loss "

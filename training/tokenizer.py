@@ -85,7 +85,7 @@ class TokenizerTask(Task[Tensor]):
 
     def start_step(self, step: int) -> None:
         self.step = step
-        if self.config.freeze_encoder:  # no codebook moves, nothing is dropped at random
+        if self.config.freeze_encoder:  # no codebook moves
             self.model.encoder.eval()
             self.model.quantizer.eval()
 

@@ -225,6 +225,11 @@ def _check_combinations(arguments: argparse.Namespace) -> None:
             raise KinemaError(f"`--out-dir` (={arguments.out_dir!r}) must be a folder, and it is a file")
         if arguments.out_dir is not None and arguments.reference is not None:
             check_other_file(arguments.out_dir, "--out-dir", {"--reference": arguments.reference})
+            if Path(arguments.out_dir).resolve().is_relative_to(Path(arguments.reference).resolve()):
+                raise KinemaError(
+                    f"`--out-dir` (={arguments.out_dir!r}) must lie outside `--reference` (={arguments.reference!r}), "
+                    "or its clips would count as real ones"
+                )
         return
     for name in ("model", "out_dir", "num_frames", "height", "width", "num_steps", "guidance_scale"):
         value = getattr(arguments, name)

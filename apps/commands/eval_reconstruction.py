@@ -128,10 +128,12 @@ def facts_of(tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
         getattr(tokenizer, name)
         for name in ("temporal_compression_ratio", "spatial_compression_ratio", "latent_channels")
     )
+    config: Any = getattr(tokenizer, "config", {})
+    tokens = config.get("num_tokens", 1)  # a holistic tokenizer's cell is a window of many tokens
     return {
         "name": arguments.tokenizer or "kl-4x8x8-c16 (embedded)",
         "temporal_compression_ratio": ratio,
         "spatial_compression_ratio": side,
         "latent_channels": channels,
-        "values_ratio": 3 * ratio * side**2 / channels,
+        "values_ratio": 3 * ratio * side**2 / (channels * tokens),
     }

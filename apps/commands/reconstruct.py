@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,10 +168,12 @@ def _as_stream(tokenizer: "LatentTokenizer", pieces: "Iterator[Tensor]", scores:
 
     from kinema.video import to_float, to_uint8
 
+    first = next(pieces)
+    height, width = first.shape[1:3]
     waiting: list[Tensor] = []  # frames that have gone in and not yet come out
 
     def inputs() -> "Iterator[Tensor]":
-        for frames in pieces:
+        for frames in chain([first], pieces):
             waiting.append(frames)
             yield to_float(frames).to(tokenizer.device)
 
@@ -179,11 +182,9 @@ def _as_stream(tokenizer: "LatentTokenizer", pieces: "Iterator[Tensor]", scores:
             scores.latent_values += part.numel()
             yield part
 
-    for video in tokenizer.decode_stream(latents()):
+    for video in tokenizer.decode_stream(latents(), height=height, width=width):
         wanted = torch.cat(waiting)
-        height, width = wanted.shape[1:3]
-        # The last latent step may have been filled up.
-        result = to_uint8(video[0, :, : len(wanted), :height, :width].cpu())
+        result = to_uint8(video[0, :, : len(wanted)].cpu())  # the last latent step may have been filled up
         wanted, waiting[:] = wanted[: len(result)], [wanted[len(result) :]]
         scores.add(wanted, result)
         yield result

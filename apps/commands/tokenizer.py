@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--data", required=True, nargs="+", metavar="DIR", help="folders of clips, and/or the word toybox"
     )
-    action.add_argument("--shape", default="17x64x64", metavar="TxHxW", help="size of the clips (%(default)s)")
+    action.add_argument("--shape", metavar="TxHxW", help="size of the clips; else 17x64x64, or the tokenizer's window")
     action.add_argument("--num-clips", type=int, default=64, metavar="N", help="clips to measure (%(default)s)")
     action.add_argument("--batch-size", type=int, default=4, metavar="N", help="clips at once (%(default)s)")
     action.add_argument(
@@ -84,20 +84,22 @@ def measure(arguments: argparse.Namespace) -> "LatentStatistics":
 
     sizes = [arguments.batch_size] * (arguments.num_clips // arguments.batch_size)
     rest = arguments.num_clips % arguments.batch_size
+    tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
+    if not isinstance(tokenizer, LatentTokenizer):
+        kind = type(tokenizer).__name__
+        raise KinemaError(f"`--tokenizer` (={arguments.tokenizer!r}, a {kind}) must be one of kinema's own")
+    frames, side = tokenizer.temporal_compression_ratio, tokenizer.spatial_compression_ratio
+    shape = arguments.shape or ("17x64x64" if tokenizer.has_grid else f"{frames}x{side}x{side}")
     with tempfile.TemporaryDirectory() as cache:
         config = TokenizerTrainingConfig(
             preset="statistics",
             data=tuple(arguments.data),
-            shapes=(arguments.shape,),
+            shapes=(shape,),
             batch_size=arguments.batch_size,
             sprites=None if arguments.sprites is None else Path(arguments.sprites),
             seed=arguments.seed,
             cache_dir=Path(cache),
         )
-        tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
-        if not isinstance(tokenizer, LatentTokenizer):
-            kind = type(tokenizer).__name__
-            raise KinemaError(f"`--tokenizer` (={arguments.tokenizer!r}, a {kind}) must be one of kinema's own")
         batches = TokenizerBatches(config)
         clips = [batches(step)[:size] for step, size in enumerate([*sizes, *([rest] if rest else [])])]
         generator = step_generator(arguments.seed, 0, 0, "latents")

@@ -61,7 +61,7 @@ def evaluate_generation(
 
     num_reference = 0
     # First, as it is quick: a mistake in the reference clips shows before the others are made.
-    for name, frames in (reference or ()) if sets else ():
+    for name, frames in reference if sets and reference is not None else ():
         sets.update(name, Look(frames, "", networks), real=True)
         num_reference += 1
     found: list[GeneratedClip] = []

@@ -206,11 +206,6 @@ def _vbench_tables(result: GenerationReport) -> list[Table]:
     return [Table(head=head, rows=rows, caption="Under VBench's names, on its scale")] if rows else []
 
 
-def values_section(title: str, values: Sequence[tuple[str, Any, str]], text: Sequence[str] = ()) -> Section:
-    """A table of metrics, their values and remarks."""
-    return Section(title=title, text=text, tables=[Table(head=("metric", "value", "remark"), rows=values)])
-
-
 def unreadable_section(unreadable: dict[str, str]) -> list[Section]:
     """What was skipped and why; nothing where all could be read."""
     if not unreadable:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.tokenizers.holistic.model import HolisticVideoTokenizer
+from kinema.tokenizers.holistic.presets import TINY as HOLISTIC_TINY
+from kinema.tokenizers.registry import TOKENIZERS
+from kinema.tokenizers.transformer.model import TransformerVideoTokenizer
+from kinema.tokenizers.transformer.presets import TINY as VIT_TINY
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,28 @@ def test_saved_pipeline_gives_the_same_clip(pipeline, saved):
     assert loaded.config["sample_fps"] == 12.0
     assert loaded.scheduler.config["shift"] == 2.0
     assert loaded.text_encoder is None
+
+
+def test_a_pipeline_on_a_transformer_tokenizer_comes_back(pipeline, tmp_path):
+    vae = TransformerVideoTokenizer(**{**VIT_TINY, "latent_channels": 4}).eval()
+    other = KinemaPipeline(pipeline.transformer, vae, pipeline.tokenizer, pipeline.scheduler, sample_size=(9, 16, 24))
+    other.set_progress_bar_config(disable=True)
+    other.save_pretrained(tmp_path)
+    loaded = KinemaPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.vae, TransformerVideoTokenizer)
+    torch.testing.assert_close(run(loaded), run(other))
+
+
+def test_tokens_without_a_grid_are_refused(pipeline):
+    vae = HolisticVideoTokenizer(**HOLISTIC_TINY)
+    with pytest.raises(KinemaError, match=r"`vae` \(a HolisticVideoTokenizer\) must have latents on a grid"):
+        KinemaPipeline(pipeline.transformer, vae, pipeline.tokenizer, pipeline.scheduler)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_diffusers_finds_the_base_class_beside_every_tokenizer(name):
+    assert hasattr(import_module(TOKENIZERS[name]), "ModelMixin")
 
 
 def test_saved_files_hold_no_code_and_no_pickles(saved):

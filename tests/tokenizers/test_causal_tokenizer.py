@@ -207,6 +207,15 @@ def test_large_blocks_start_from_a_sample(monkeypatch):
         sampled.init_linear([clips])
 
 
+@torch.no_grad()
+def test_still_clips_have_fewer_components_than_channels(monkeypatch):
+    monkeypatch.setattr(klt, "LARGEST_COVARIANCE", 10)
+    model = CausalVideoTokenizer(**TINY)
+    clips = (torch.rand(6, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1).expand(6, 3, 5, 16, 16)
+    model.init_linear([clips])
+    assert (model.decode(model.encode(clips).latents).sample - clips).square().mean() < 1e-6
+
+
 def test_every_weight_gets_a_gradient():
     model = randomised(CausalVideoTokenizer(**TINY)).train()
     clip = video(5, batch=2)

@@ -169,7 +169,7 @@ def test_chunks_of_other_sizes_are_refused(tiny: CausalVideoTokenizer):
     list(tiny.encode_stream([video(5)], cache=cache))
     with pytest.raises(KinemaError, match="must have the size of those before"):
         list(tiny.encode_stream([video(4, batch=2)], cache=cache))
-    with pytest.raises(KinemaError, match=r"`num_frames` \(=14\) must be at most the 9"):
+    with pytest.raises(KinemaError, match=r"`num_frames` \(=14\) must lie in 6..9"):
         list(tiny.decode_stream([torch.zeros(1, 4, 3, 2, 2)], num_frames=14))
     with pytest.raises(KinemaError, match=r"`num_frames` \(=5\) must end in the last latent step"):
         list(tiny.decode_stream([torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 4, 1, 2, 2)], num_frames=5))
@@ -226,16 +226,39 @@ def test_spans_keep_every_cell_once(size: int, tile: int, context: int, grain: i
     kept = [cell for part in parts for cell in range(part.keep_start, part.keep_stop)]
     assert kept == list(range(size))
     for part in parts:
+        assert part.keep_stop - part.keep_start <= max(tile // grain, 1) * grain
         assert part.start % grain == 0
         assert part.start == 0 or part.keep_start - part.start >= context
         assert part.stop == min(size, part.keep_stop + context)
 
 
-def test_frames_are_cut_by_themselves_above_a_size(tiny: CausalVideoTokenizer):
-    model = CausalVideoTokenizer(**TINY)
-    assert model._tile_size == base.TILE_SIZE
+@torch.no_grad()
+def test_frames_are_cut_by_themselves_above_a_size(monkeypatch):
+    monkeypatch.setattr(CausalVideoTokenizer, "_tile_size", 32)
+    model = randomised(CausalVideoTokenizer(**TINY))
+    widths: list[int] = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))
+    model.encode(video(1, 32, 32))
+    assert widths == [32]
+    model.encode(video(1, 32, 96))
+    assert len(widths) == 4
     with pytest.raises(KinemaError, match=r"`tile_size` \(=4\)"):
         model.enable_tiling(4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 6, 13, 14])
+def test_a_stream_ends_in_the_last_step_or_says_so(tiny: CausalVideoTokenizer, num_frames: int, monkeypatch):
+    """As `decode` does, in one chunk or many, in one piece or many."""
+    latents = tiny.encode(video(13)).latents
+    for pixels in (16 * 16 * 4, base.PIECE_PIXELS):
+        monkeypatch.setattr(base, "PIECE_PIXELS", pixels)
+        for parts in (latents.split(4, dim=2), latents.split(1, dim=2)):
+            if 10 <= num_frames <= 13:
+                assert sum(part.shape[2] for part in tiny.decode_stream(parts, num_frames)) == num_frames
+            else:
+                with pytest.raises(KinemaError, match=rf"`num_frames` \(={num_frames}\)"):
+                    list(tiny.decode_stream(parts, num_frames))
 
 
 @torch.no_grad()

@@ -38,7 +38,9 @@ def test_mean_over_frames(size: int, num_clips: int):
             for step in range(2):
                 a, b = reconstruction[clip, :, step][None], video[clip, :, step][None]
                 if size < 64:
-                    a, b = (torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear") for x in (a, b))
+                    a, b = (
+                        torch.nn.functional.interpolate(x, scale_factor=64 // size, mode="bilinear") for x in (a, b)
+                    )
                 each.append(network(a, b))
     torch.testing.assert_close(value.detach(), torch.cat(each).mean(), rtol=1e-4, atol=1e-5)
     value.backward()

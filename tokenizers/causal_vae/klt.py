@@ -83,5 +83,8 @@ def _sampled_components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Compo
     centred = kept - mean
     eigenvalues, eigenvectors = torch.linalg.eigh((centred @ centred.T).double() / len(kept))
     eigenvalues, eigenvectors = eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).float()
-    basis = eigenvectors.T @ centred / (eigenvalues * len(kept)).sqrt().float().unsqueeze(1)
+    length = (eigenvalues.clamp_min(0) * len(kept)).sqrt().float().clamp_min(1e-6)
+    basis = eigenvectors.T @ centred / length.unsqueeze(1)
+    # Clips of fewer components than channels (still ones) leave rows of noise: they get no direction.
+    basis[eigenvalues < 1e-9 * eigenvalues[0].clamp_min(1e-12)] = 0
     return mean.double(), eigenvalues, basis.double()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from kinema.tokenizers.holistic.windows import Windows
 from kinema.tokenizers.interface import TokenizerOutput
 from kinema.tokenizers.quantizers import make_bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
+
+# diffusers looks for the base class of a pipeline's component by this name in the component's own module.
+__all__ = ["NESTED_DROPOUT", "HolisticVideoTokenizer", "ModelMixin", "prefix_lengths"]
 
 NESTED_DROPOUT = ("powers", "uniform", "none")
 """Lengths of the prefixes in training: powers of two and the whole, any length, or always the whole."""
@@ -56,6 +60,8 @@ class HolisticVideoTokenizer(LatentTokenizer):
 
     encoder: TokenEncoder
     decoder: TokenDecoder
+
+    has_grid = False
 
     @register_to_config
     def __init__(
@@ -274,8 +280,9 @@ class HolisticVideoTokenizer(LatentTokenizer):
             given += video.shape[2]
             cache.first = False
             yield video[:, :, :kept]
-        if num_frames is not None and given < num_frames:
-            raise KinemaError(f"`num_frames` (={num_frames}) must be at most the {given} frames of the latents")
+        least = max(given - self._temporal_ratio, 0) + 1
+        if num_frames is not None and not least <= num_frames <= given:
+            raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{given}, the last windows")
 
     def _windows_of(self, video: Tensor) -> Windows:
         t, h, w = video.shape[2:]

@@ -42,6 +42,8 @@ class AsVAE(nn.Module):
         if not isinstance(tokenizer.quantizer, KL):
             kind = type(tokenizer.quantizer).__name__
             raise KinemaError(f"`tokenizer` (with the bottleneck {kind}) must have KL: pipelines expect a posterior")
+        if not tokenizer.has_grid:
+            raise KinemaError(f"`tokenizer` (a {type(tokenizer).__name__}) must have latents on a grid")
         self.tokenizer: Any = tokenizer
         ct, cs = tokenizer.temporal_compression_ratio, tokenizer.spatial_compression_ratio
         z = tokenizer.latent_channels

@@ -265,6 +265,7 @@ class DiffusersTokenizer(nn.Module):
         assert video.shape[2] >= whole, f"{type(self.model).__name__} decodes {video.shape[2]} of {whole} frames"
         return DecoderOutput(sample=video[:, :, :t, :h, :w])
 
+    @torch.no_grad()
     def reconstruct(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t h w"]:
         """``decode(encode(video))`` at the size of the input, clamped to [-1, 1]."""
         code = self.encode(video)

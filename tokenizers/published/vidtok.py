@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +19,9 @@ from kinema.files import check_input_file
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.published.vidtok_networks import Decoder, Encoder
 from kinema.tokenizers.quantizers import FSQ, KL, Bottleneck, BottleneckOutput, DiagonalGaussian
+
+# diffusers looks for the base class of a pipeline's component by this name in the component's own module.
+__all__ = ["ModelMixin", "VidTokTokenizer", "infer_options"]
 
 TRAINING_ONLY = ("loss.", "model_ema.")
 """What names of weights begin with that the tokenizer does not need."""

@@ -91,6 +91,9 @@ class DiscreteBottleneck(Bottleneck):
         """
 
     def _check_indices(self, indices: Tensor) -> None:
+        if indices.ndim != 4 or indices.is_floating_point():
+            what = f"of shape {tuple(indices.shape)}, {indices.dtype}"
+            raise KinemaError(f"`indices` ({what}) must be integers (batch, frames, height, width)")
         if indices.numel() == 0:
             return
         low, high = int(indices.min()), int(indices.max())

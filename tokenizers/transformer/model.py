@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.quantizers import make_bottleneck
 from kinema.tokenizers.transformer.networks import Decoder, Encoder, Trunk
 from kinema.tokenizers.transformer.presets import PRESETS
+
+# diffusers looks for the base class of a pipeline's component by this name in the component's own module.
+__all__ = ["ModelMixin", "TransformerVideoTokenizer"]
 
 
 class TransformerVideoTokenizer(LatentTokenizer):

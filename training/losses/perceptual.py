@@ -1,10 +1,13 @@
 """LPIPS of clips as a loss and as part of a score."""
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+_LEAST_SIDE = 64  # pixels
 
 
 def make_lpips(device: torch.device, net: str = "vgg") -> Callable[[Tensor, Tensor], Tensor]:
@@ -15,8 +18,8 @@ def make_lpips(device: torch.device, net: str = "vgg") -> Callable[[Tensor, Tens
         net: the backbone, "vgg" (the better loss) or "alex" (the better measure, and ten times faster).
 
     Returns:
-        From a reconstruction and the video, `b c t h w` in [-1, 1], to the mean over frames; frames narrower than 64
-        pixels are doubled, since the backbone halves them four times.
+        From a reconstruction and the video, `b c t h w` in [-1, 1], to the mean over frames; frames with a side below
+        64 pixels are enlarged by a whole factor, since the backbone halves them four times.
 
     Raises:
         KinemaError: The weights cannot be had.
@@ -27,8 +30,9 @@ def make_lpips(device: torch.device, net: str = "vgg") -> Callable[[Tensor, Tens
 
     def distance(reconstruction: Tensor, video: Tensor) -> Tensor:
         frames = [x.transpose(1, 2).flatten(0, 1) for x in (reconstruction, video)]
-        if frames[0].shape[-1] < 64:
-            frames = [interpolate(x, scale_factor=2.0, mode="bilinear") for x in frames]
+        least = min(frames[0].shape[-2:])
+        if least < _LEAST_SIDE:
+            frames = [interpolate(x, scale_factor=float(ceil(_LEAST_SIDE / least)), mode="bilinear") for x in frames]
         return network(*frames).mean()
 
     return distance
