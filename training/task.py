@@ -56,7 +56,7 @@ class Task(ABC, Generic[Batch]):
 
     def companion_loss(self, companion: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         """The companion's loss on what the model's loss of this step has seen and made, and terms to log."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has a companion, and must say what its loss is")
 
     def companion_trains(self) -> bool:
         """Whether the companion takes a step in this one."""

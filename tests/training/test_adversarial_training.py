@@ -220,10 +220,13 @@ def test_training_stops_when_no_step_is_finite(config, monkeypatch, tmp_path):
 def test_use_of_the_codebook_is_logged(config, tmp_path):
     train(dataclasses.replace(config, adversarial_weight=0.0), tiny(VQ))
     log = (tmp_path / "run/train.log").read_text()
-    assert all("perplexity" in line and "codebook_usage" in line for line in log.splitlines() if "/6, " in line)
+    lines = [line for line in log.splitlines() if "/6, " in line]
+    assert lines
+    assert all("perplexity" in line and "codebook_usage" in line for line in lines)
     metrics = read_state(tmp_path / "run/checkpoints/step-00000006").metrics
-    assert 0 < metrics["codebook_usage"] <= 1
-    assert 1 <= metrics["perplexity"] <= 16
+    codes = metrics["codebook_usage"] * 16  # a whole number of codes, and no more perplexity than codes in use
+    assert codes == pytest.approx(round(codes))
+    assert 1 <= metrics["perplexity"] <= codes * (1 + 1e-6)
 
 
 def test_score_trades_psnr_for_lpips(config, monkeypatch):
