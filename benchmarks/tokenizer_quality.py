@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from kinema.eval.frames.psnr import clip_psnr
@@ -52,10 +53,16 @@ def make_peer(name: str) -> nn.Module:
         if kind == "wan"
         else AutoencoderKLCosmos(temporal_compression_ratio=4, **channels)
     )
-    # Wan's decoder clamps: pixels that start outside [-1, 1] would get no gradient. Small weights start near grey.
-    with torch.no_grad():
+    with torch.no_grad():  # starts near grey: a decoder's own start makes pixels far outside [-1, 1]
         [m for m in model.decoder.conv_out.modules() if isinstance(m, nn.Conv3d)][-1].weight.mul_(0.1)
     return model
+
+
+class Unclamped(TorchFunctionMode):
+    """Wan's decoder ends in a clamp, which gives no gradient to a pixel outside [-1, 1]: training goes without it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.clamp, Tensor.clamp) else func(*args, **(kwargs or {}))
 
 
 def reconstruct(model: Any, video: Tensor) -> Tensor:
@@ -94,7 +101,9 @@ def train(
             factor = learning_rate_factor(step, done, warmup_steps=30, schedule="trapezoid", decay_fraction=0.4)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * factor
-            loss = (reconstruct(model, batch) - batch).abs().mean()
+            with Unclamped():
+                reconstruction = reconstruct(model, batch)
+            loss = (reconstruction - batch).abs().mean()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -192,7 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=27, help="processor time of each peer's training")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--peer-learning-rate", type=float, default=5e-4)
+    parser.add_argument("--peer-learning-rate", type=float, default=1e-3)
     parser.add_argument("--hold-out", nargs="*", default=list(VALIDATION_PREFIXES), help="beginnings of file names")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--threads", type=int, default=1)

@@ -54,7 +54,8 @@ class TrainingConfig:
     cache_dir: Path | None = None
     """Where decoded clips and latents are kept (default: the folder `cache` of the run)."""
     init_from: Path | None = None
-    """Start from the weights in this folder: of a tokenizer for a tokenizer, of a pipeline for a transformer."""
+    """Start from the weights in this folder: of a tokenizer for a tokenizer (one with another bottleneck gives its
+    networks, and the linear path is fitted anew and frozen), of a pipeline for a transformer."""
     resume: bool = False
     """Go on from the last checkpoint in the run's folder (from the start when there is none)."""
     seed: int = 0

@@ -15,6 +15,8 @@ from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.weights import find_weights
 from kinema.generation.loading import one_line, quiet_loading
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.transfer import check_transfer, transfer
 from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.quantizers.usage import CodebookUsage
 from kinema.tokenizers.registry import make_tokenizer, tokenizer_class
@@ -47,8 +49,11 @@ class TokenizerTask(Task[Tensor]):
     ) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.model: Any = model or start_model(config)
-        if config.init_linear:
+        self.transfer_from: Any = None
+        if model is None:
+            model, self.transfer_from = start_model(config)
+        self.model: Any = model
+        if config.init_linear or self.transfer_from is not None:
             self.model.freeze_linear()
         if config.freeze_encoder:
             self.model.encoder.requires_grad_(False)
@@ -73,9 +78,13 @@ class TokenizerTask(Task[Tensor]):
         self.step = 0
 
     def prepare(self) -> None:
-        """Starts from the best linear code, where the configuration says so."""
-        if self.config.init_linear:
-            self.model.init_linear(self.batches(AFTER_TRAINING + k) for k in range(32))
+        """Starts from a tokenizer with another bottleneck or from the best linear code, as the configuration says."""
+        clips = (self.batches(AFTER_TRAINING + k) for k in range(32))
+        if self.transfer_from is not None:
+            transfer(self.transfer_from, self.model, clips)
+            self.transfer_from = None
+        elif self.config.init_linear:
+            self.model.init_linear(clips)
 
     def batch(self, step: int) -> Tensor:
         return self.batches(step)
@@ -230,29 +239,46 @@ def start_score(config: TokenizerTrainingConfig, device: torch.device) -> Any:
     return make_lpips(device, "alex")
 
 
-def start_model(config: TokenizerTrainingConfig) -> Any:
+BOTTLENECK_OPTIONS = ("bottleneck", "latent_channels", "fsq_levels", "codebook_size")
+
+
+def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
     """What training starts from: the preset untrained, or the tokenizer in `init_from`.
+
+    Returns:
+        The model, and the tokenizer whose networks it is to take over (see `transfer`) or None.
 
     Raises:
         KinemaError: `init_from` holds no tokenizer, or one that is not of the preset.
     """
     fresh = make_tokenizer(config.preset)
     if config.init_from is None:
-        return fresh
+        return fresh, None
     loaded = load_tokenizer(config.init_from, "init_from")
     if type(loaded) is not type(fresh):
         raise KinemaError(
             f"`init_from` (={config.init_from}) must be a {type(fresh).__name__}, as {config.preset} is, and not a "
             f"{type(loaded).__name__}"
         )
+    differing = set()
     for name, wanted in fresh.config.items():
-        given = loaded.config.get(name)
         measured = name.startswith("_") or name in ("latents_mean", "latents_std")
-        if not measured and json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
+        if not measured and json.dumps(loaded.config.get(name)) != json.dumps(wanted):  # lists and tuples are the same
+            differing.add(name)
+    transferable = type(fresh) is CausalVideoTokenizer
+    for name in sorted(differing):
+        if not transferable or name not in BOTTLENECK_OPTIONS:
             raise KinemaError(
-                f"`init_from` (={config.init_from}) must have `{name}` {wanted} of {config.preset}, not {given}"
+                f"`init_from` (={config.init_from}) must have `{name}` {fresh.config[name]} of {config.preset}, "
+                f"not {loaded.config.get(name)}"
             )
-    return loaded
+    if not differing:
+        return loaded, None
+    try:
+        check_transfer(loaded, fresh)
+    except KinemaError as error:
+        raise KinemaError(f"`init_from` (={config.init_from}) does not fit {config.preset}: {error}") from error
+    return fresh, loaded
 
 
 def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> Any:

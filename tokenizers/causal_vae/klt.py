@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import fold, haar_fold
 from kinema.tokenizers.causal_vae.networks import Ratio
+from kinema.tokenizers.causal_vae.regression import LeastSquares, quantised_rows
+from kinema.tokenizers.quantizers.base import Bottleneck
 
 
 @runtime_checkable
@@ -26,17 +28,28 @@ LARGEST_COVARIANCE = 8192
 MOST_SAMPLES = 4096
 
 
-def fit_klt(encoder: BlockCoder, decoder: BlockCoder, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
+def fit_klt(
+    encoder: BlockCoder,
+    decoder: BlockCoder,
+    quantizer: Bottleneck,
+    videos: Iterable[Float[Tensor, "b 3 t h w"]],
+) -> None:
     """Makes the linear paths project on the leading principal components of one latent step's block, whitened.
+
+    Where the bottleneck has a `start_std`, the latents get that standard deviation instead of 1, and the decoder's
+    path is the least squares prediction of the blocks from the quantised latents.
 
     Args:
         encoder, decoder: their `linear_path` is overwritten.
+        quantizer: the bottleneck between them.
         videos: clips with whole latent steps, values in [-1, 1].
 
     Raises:
         KinemaError: there is no clip, or there are too few for as many components.
     """
     z = encoder.linear_path.out_features
+    if quantizer.start_std is not None:
+        videos = list(videos)  # they are needed twice
     blocks = (_blocks(video, encoder) for video in videos)
     size = encoder.linear_path.in_features
     mean, eigenvalues, basis = _components(blocks, z) if size <= LARGEST_COVARIANCE else _sampled_components(blocks, z)
@@ -45,6 +58,20 @@ def fit_klt(encoder: BlockCoder, decoder: BlockCoder, videos: Iterable[Float[Ten
     encoder.linear_path.bias.copy_(-(basis / scale) @ mean)
     decoder.linear_path.weight.copy_((basis * scale).T)
     decoder.linear_path.bias.copy_(mean)
+    if quantizer.start_std is not None:
+        for parameter in encoder.linear_path.parameters():
+            parameter.mul_(quantizer.start_std)
+        _fit_decoder(encoder, decoder, quantizer, videos)
+
+
+def _fit_decoder(encoder: BlockCoder, decoder: BlockCoder, quantizer: Bottleneck, videos: Iterable[Tensor]) -> None:
+    fit = LeastSquares()
+    for video in videos:
+        blocks = _blocks(video, encoder)
+        fit.add(quantised_rows(quantizer, encoder.linear_path(blocks)), blocks)
+    weight, bias = fit.solve()
+    decoder.linear_path.weight.copy_(weight)
+    decoder.linear_path.bias.copy_(bias)
 
 
 def _blocks(video: Tensor, encoder: BlockCoder) -> Float[Tensor, "n d"]:

@@ -38,10 +38,13 @@ class Bottleneck(nn.Module, ABC):
     Attributes:
         latent_channels: channels of the latents.
         in_channels: channels that the encoder must give; the first `latent_channels` of them locate the latent.
+        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, where the
+            latents are not that input; None: latents of standard deviation 1, passed on as they are.
     """
 
     latent_channels: int
     in_channels: int
+    start_std: float | None = None
 
     @classmethod
     @abstractmethod

@@ -18,6 +18,9 @@ class FSQ(DiscreteBottleneck):
     linear in the number of positions: the codebook is never laid out.
     """
 
+    start_std = 0.6
+    """Of 0.5 to 1.0 the best start for 8 levels; a wider one puts most numbers on the outermost levels."""
+
     _levels: Tensor
     _basis: Tensor
 
