@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import kinema
 from kinema.errors import KinemaError
+from kinema.loading import one_line
 from kinema.machine import share_cores
 
 COMMANDS = {
@@ -80,17 +81,12 @@ def report(work: Callable[[], None]) -> int:
     except SystemExit as stop:  # --help, --version, and parsers within a command
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (KinemaError, OSError) as error:
-        sys.stderr.write(f"kinema: error: {one_line(error)}\n")
+        sys.stderr.write(f"kinema: error: {one_line(error, longest=2000)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("kinema: interrupted\n")
         return 130
     return 0
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks; the kind of error where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

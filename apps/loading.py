@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable
-from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line, quiet_loading
 from kinema.weights import model_dir
 
 if TYPE_CHECKING:
@@ -69,23 +69,13 @@ def load_tokenizer(name: str | os.PathLike[str] | None = None, *, device: str | 
 
 
 def _load(load: Callable[[], Model], name: str, folder: Path) -> Model:
-    from diffusers.utils import logging
     from safetensors import SafetensorError
 
-    from kinema.generation.loading import one_line
-
-    # diffusers also logs what it raises.
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()
     try:
-        return load()
+        with quiet_loading():
+            return load()
     except KinemaError:
         raise
     # What diffusers, transformers and safetensors raise over files that are missing, cut short, or of another model.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise KinemaError(f"`{name}` (={str(folder)!r}) must be a complete model folder: {one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kinema import CausalVideoTokenizer
 from kinema.eval.frames.psnr import clip_psnr
+from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
 from kinema.training.data.clips import centre_clips, list_videos
-from kinema.weights import embedded_dir
 
 
 def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
@@ -37,15 +37,16 @@ def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalV
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of video files")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder (default: the embedded one)")
+    parser.add_argument("--tokenizer", default="kl-4x8x8-c16", help="folder, or name of an embedded tokenizer")
     parser.add_argument("--hold-out", nargs="+", default=list(VALIDATION_PREFIXES), help="prefixes of held-out files")
     parser.add_argument("--shape", default="17x128x128", help="FRAMESxHEIGHTxWIDTH")
     parser.add_argument("--clips", type=int, default=4, help="clips a file")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
 
-    folder = arguments.tokenizer or embedded_dir("kl-4x8x8-c16")
-    tokenizer = CausalVideoTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    if not isinstance(tokenizer, CausalVideoTokenizer):
+        parser.error(f"--tokenizer (={arguments.tokenizer}) must be a convolutional tokenizer of kinema")
     shape = parse_shape(arguments.shape)
     held_out = tuple(arguments.hold_out)
     files = list_videos(arguments.folder)

@@ -5,8 +5,12 @@
 Each peer trains for `--minutes` of processor time (this machine may do other things) on 17×64×64 crops; then kinema's
 `kl-4x8x8-c16` trains twice: on as many samples as the better peer saw, and for as long. The batches are the same for
 all, and so are the averaging of weights and the schedule (warm-up, then a linear fall over the last part). Peers train
-with AdamW, kinema with its own recipe (linear start, Muon). Nothing is sampled: the posterior's mode is decoded. PSNR
-and SSIM are of held-out sources; the KLT is the best linear code of this size. What `--output` holds is not repeated.
+with AdamW, kinema with its own recipe (Muon, and a linear start from the first batches of the same training). Nothing
+is sampled: the posterior's mode is decoded. PSNR and SSIM are of held-out sources; the KLT is the best linear code of
+this size. What `--output` holds is not repeated, and must be of the same settings.
+
+The peers' learning rate: over 150 steps on 5×32×32 crops AutoencoderKLWan at 1e-4 gets to a mean absolute error of
+0.28, at 3e-4 and 1e-3 it stays near that of grey (0.40).
 """
 
 import argparse
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.frames.ssim import ssim
 from kinema.files import atomic_path
@@ -136,20 +141,25 @@ class Benchmark:
         )
         self.config, self.batches = config, TokenizerBatches(config)
         self.held_out = self.batches.validation_clips()
+        names = ("minutes", "batch_size", "peer_learning_rate", "hold_out", "threads")
+        self.settings = {"clips": arguments.clips.name} | {name: getattr(arguments, name) for name in names}
 
     def kept(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures of a run: from the folder, or made now."""
         path = self.output / f"{name}.json"
         if not path.is_file():
             torch.manual_seed(0)
-            figures = run()
+            figures = {"settings": self.settings} | run()
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(figures, indent=2) + "\n")
-        return json.loads(path.read_text())
+        figures = json.loads(path.read_text())
+        if figures.pop("settings", None) != self.settings:
+            raise KinemaError(f"`--output` (={self.output}) must be new: {path.name} is of other settings")
+        return figures
 
     def klt(self) -> dict[str, Any]:
         model = CausalVideoTokenizer.from_preset(KINEMA).eval()
-        model.init_linear(self.batches(10**9 + step) for step in range(KLT_BATCHES))
+        model.init_linear(self.batches(step) for step in range(KLT_BATCHES))
         return evaluate(model, self.held_out)
 
     def peer(self, name: str) -> dict[str, Any]:
@@ -162,7 +172,7 @@ class Benchmark:
     def kinema(self, label: str, part_done: Callable[[int, float], float]) -> dict[str, Any]:
         model = CausalVideoTokenizer.from_preset(KINEMA)
         started = time.process_time()
-        model.init_linear(self.batches(10**9 + step) for step in range(KLT_BATCHES))
+        model.init_linear(self.batches(step) for step in range(KLT_BATCHES))
         model.freeze_linear()
         start = time.process_time() - started  # the linear start counts
         optimizer = make_optimizer(model, self.config, torch.device("cpu"))
@@ -201,7 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=27, help="processor time of each peer's training")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--peer-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--peer-learning-rate", type=float, default=1e-4)
     parser.add_argument("--hold-out", nargs="*", default=list(VALIDATION_PREFIXES), help="beginnings of file names")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--threads", type=int, default=1)

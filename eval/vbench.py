@@ -21,7 +21,6 @@ class Dimension:
         metric: Our metric of it, in `kinema.eval.generation.METRICS`.
         scale: VBench's value is ours times this.
         network: What VBench uses.
-        ours: What we use.
         role: What our network is called in a report's `protocol["networks"]`; None: there is none.
         identity: The name of our network there when it is VBench's; None: it never is.
         difference: What else differs.
@@ -30,15 +29,9 @@ class Dimension:
     metric: str
     scale: float = 1.0
     network: str
-    ours: str
     role: str | None = None
     identity: str | None = None
     difference: str
-
-    @property
-    def same_network(self) -> bool:
-        """Whether the two can be the same."""
-        return self.role is None or self.identity is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +66,6 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
         "subject_consistency": Dimension(
             metric="frame_consistency",
             network="DINO ViT-B/16",
-            ours="EfficientNet-lite0, or any vision model: `facebook/dino-vitb16` is VBench's",
             role="frame_consistency",
             identity="facebook/dino-vitb16",
             difference="a mean over clips, not over the frames of all clips",
@@ -81,7 +73,6 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
         "background_consistency": Dimension(
             metric="frame_consistency",
             network="CLIP ViT-B/32",
-            ours="any CLIP: `openai/clip-vit-base-patch32` is VBench's",
             role="frame_consistency",
             identity="openai/clip-vit-base-patch32",
             difference="a mean over clips, not over the frames of all clips",
@@ -89,20 +80,18 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
         "temporal_flickering": Dimension(
             metric="temporal_flickering",
             network="none",
-            ours="none",
             difference="VBench leaves out clips that move, by RAFT; here every clip counts",
         ),
         "motion_smoothness": Dimension(
             metric="motion_smoothness",
             network="AMT-S, frame interpolation",
-            ours="RAFT, warped to the middle",
             role="flow",
-            difference="what becomes visible between two frames is not painted, so values lie somewhat lower",
+            difference="frames are warped to the middle, and what becomes visible there is not painted, so values lie"
+            " somewhat lower",
         ),
         "dynamic_degree": Dimension(
             metric="dynamic_degree",
             network="RAFT (things), 20 updates",
-            ours="RAFT (things), 12 updates",
             role="flow",
             difference="12 updates of RAFT in place of 20; frames below 256 pixels are enlarged for it; in a clip of"
             " two frames one pair must move, while VBench calls all such clips dynamic",
@@ -111,7 +100,6 @@ VBENCH: Mapping[str, Dimension] = MappingProxyType(
             metric="clip_score",
             scale=0.01,
             network="ViCLIP, one vector for 8 frames",
-            ours="any CLIP, one vector a frame",
             role="clip",
             difference="a cosine of frames and prompt, not of the whole clip and prompt",
         ),

@@ -1,16 +1,13 @@
 """Checks of a pipeline's folder, before and after it is loaded."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line
 from kinema.tokenizers.checks import check_weights as check_weights
 
 INDEX_FILE = "model_index.json"
@@ -86,25 +83,3 @@ def check_parts(
             f"model folder `{folder}`: `tokenizer` (of {len(tokenizer)} words) must have the {num_words} words of "
             "`transformer`"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error in one line, not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keeps diffusers' loading bars to terminals, and silences its remarks on weights that `check_weights` refuses."""
-    hide_bar = not sys.stderr.isatty() and diffusers_logging.is_progress_bar_enabled()
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    if hide_bar:
-        diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-        if hide_bar:
-            diffusers_logging.enable_progress_bar()

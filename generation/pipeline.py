@@ -25,7 +25,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.loading import check_parts, check_pipeline_folder, one_line, quiet_loading
+from kinema.generation.loading import check_parts, check_pipeline_folder
 from kinema.generation.text import (
     PromptWarning,
     TextEncoder,
@@ -36,6 +36,7 @@ from kinema.generation.text import (
     warn_of_unknown_words,
 )
 from kinema.generation.transformer.model import VideoTransformer
+from kinema.loading import one_line, quiet_loading
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.checks import check_weights
 from kinema.tokenizers.interface import latent_shape, pad_to_grid

@@ -3,9 +3,10 @@
 A subclass builds `quantizer`, `encoder` and `decoder` and says its ratios; how pixels become latents is theirs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.checks import check_latents, check_video, check_weights, checked_chunks, wanted_size
-from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid
+from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_ends
 from kinema.tokenizers.quantizers import Bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
 from kinema.tokenizers.tiling import Tiling, run_tiled
@@ -26,6 +27,8 @@ PIECE_PIXELS = 17 * 512 * 512
 """Outside training a clip passes in pieces of at most so many pixels (frames · height · width), but one latent step."""
 TILE_SIZE = 1024
 """Frames larger than this along an axis are cut into tiles, unless tiling is disabled."""
+
+AnyTokenizer = TypeVar("AnyTokenizer", bound="LatentTokenizer")
 
 
 class LatentTokenizer(ModelMixin, ConfigMixin):
@@ -38,13 +41,17 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         decoder: ``(latents (b, z, t', h', w'), cache) -> (b, 3, t, h, w)``, likewise.
         _temporal_ratio, _spatial_ratio: Frames of a latent step, pixels of a latent cell.
 
+    One whose latents are no grid overrides `_hidden`, `_hidden_pieces`, `_decoded` and `_decoded_pieces`.
+
     Attributes:
+        presets: The class's arguments by preset; a subclass names its table here.
         has_grid: Whether latents are a grid in time and space, which a diffusion model over them needs.
     """
 
     config_name = "config.json"
     _supports_gradient_checkpointing = False
     has_grid = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     quantizer: Bottleneck
     encoder: Any
@@ -52,6 +59,18 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     _temporal_ratio: int
     _spatial_ratio: int
     _tile_size: int | None = TILE_SIZE
+
+    @classmethod
+    def from_preset(cls: type[AnyTokenizer], name: str) -> AnyTokenizer:
+        """An untrained tokenizer.
+
+        Raises:
+            KinemaError: There is no preset of this name.
+        """
+        if name not in cls.presets:
+            known = ", ".join(sorted(cls.presets)) or f"those of {cls.__name__}, which has none"
+            raise KinemaError(f"`preset` (={name!r}) must be one of {known}")
+        return cls(**cls.presets[name])
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -108,19 +127,21 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             KinemaError: The video is of another type, shape or range, or holds NaN.
         """
         check_video(video)
-        return self._encode(video, sample=False, generator=None)[0]
+        return self._quantized(self._hidden(video), video.shape[2:])[0]
 
-    def _encode(self, video: Tensor, sample: bool, generator: torch.Generator | None) -> tuple[TokenizerOutput, Tensor]:
-        """The output, and the latents that the decoder gets in training (a sample, where `sample` is set)."""
-        t, h, w = video.shape[2:]
+    def _hidden(self, video: Tensor) -> Tensor:
+        """What the encoder makes of a whole clip."""
         padded = pad_to_grid(video, self._temporal_ratio, self._spatial_ratio)
         if torch.is_grad_enabled():
-            hidden = self.encoder(padded.to(self._type_of(self.encoder)))
-        else:
-            cache = StreamCache()
-            pieces = whole_steps([padded], self._temporal_ratio, PIECE_PIXELS)
-            hidden = torch.cat([self._pass(self.encoder, piece, cache) for piece in pieces], dim=2)
+            return self.encoder(padded.to(self._type_of(self.encoder)))
+        return torch.cat(list(self._hidden_pieces([padded], StreamCache())), dim=2)
+
+    def _quantized(
+        self, hidden: Tensor, size: tuple[int, ...], sample: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[TokenizerOutput, Tensor]:
+        """The output of a clip of this size, and the latents that the decoder gets (drawn, where `sample` is set)."""
         code = self.quantizer(hidden, sample=sample, generator=generator)
+        t, h, w = size
         output = TokenizerOutput(
             latents=code.mode,
             latent_dist=code.latent_dist,
@@ -160,9 +181,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         if torch.is_grad_enabled():
             video = self.decoder(latents.to(self._type_of(self.decoder)))
         else:
-            cache = StreamCache()
-            parts = latents.split(self._piece_steps(*latents.shape[3:]), dim=2)
-            video = torch.cat([self._pass(self.decoder, part, cache) for part in parts], dim=2)
+            video = torch.cat(list(self._decoded_pieces(latents, h, w, StreamCache())), dim=2)
         return video[:, :, :t, :h, :w]
 
     @torch.no_grad()
@@ -187,9 +206,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "b 3 t h w"], TokenizerOutput]:
         """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked."""
-        output, latents = self._encode(video, sample_posterior, generator)
-        t, h, w = video.shape[2:]
-        return self._decoded(latents, t, h, w), output
+        output, latents = self._quantized(self._hidden(video), video.shape[2:], sample_posterior, generator)
+        return self._decoded(latents, *video.shape[2:]), output
 
     # --- streams ---
 
@@ -199,23 +217,26 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
         Args:
             chunks: ``(b, 3, t, h, w)`` in [-1, 1], of any numbers of frames; taken one at a time, when needed.
-            cache: State of the stream (a new one unless given).
+            cache: State of the stream (a new one unless given); with it a later call goes on where this one stops, as
+                long as the last latent step was whole.
 
         Yields:
-            ``(b, z, t', h', w')``; the last latent step is padded like that of a whole clip.
+            Latents as of `encode`; the last latent step is padded like that of a whole clip.
 
         Raises:
             KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
         """
-        cache = open_stream(cache)
-        for piece in whole_steps(checked_chunks(chunks), self._temporal_ratio, PIECE_PIXELS, cache.first):
-            lead = 1 if cache.first else 0
-            if (piece.shape[2] - lead) % self._temporal_ratio:
-                cache.closed = True
-                missing = -(piece.shape[2] - lead) % self._temporal_ratio
-                piece = torch.cat([piece, piece[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
-            padded = pad_to_grid(piece, 1, self._spatial_ratio)
-            yield self.quantizer(self._pass(self.encoder, padded, cache)).mode
+        for hidden in self._hidden_pieces(checked_chunks(chunks), open_stream(cache)):
+            yield self.quantizer(hidden).mode
+
+    def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
+        """What the encoder makes of the next chunks of a stream; an incomplete latent step is padded and ends it."""
+        for piece in whole_steps(chunks, self._temporal_ratio, PIECE_PIXELS, cache.first):
+            t, h, w = piece.shape[2:]
+            missing = -(t - int(cache.first)) % self._temporal_ratio
+            cache.closed = missing > 0
+            padded = repeat_ends(piece, (missing, -h % self._spatial_ratio, -w % self._spatial_ratio))
+            yield self._pass(self.encoder, padded, cache)
 
     @torch.no_grad()
     def decode_stream(
@@ -229,33 +250,37 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """Video of latents that come in chunks; equal to decoding them all at once.
 
         Args:
-            latents: ``(b, z, t', h', w')``, of any numbers of steps; taken one at a time, when needed.
-            num_frames: Crop the whole video to so many frames, which must end in the last latent step.
-            height, width: Crop the frames; whole latent cells unless told.
-            cache: State of the stream (a new one unless given).
+            latents: Chunks of latents as of `encode`, of any numbers of steps; taken one at a time, when needed.
+            num_frames: Crop the whole video to so many frames. It ends there: this must lie in the last latent step.
+            height, width: Crop the frames; as for `decode` unless told.
+            cache: State of the stream (a new one unless given); with it a later call goes on where this one stops.
+                `num_frames` is then that of all calls together, and need not be reached in this one; once it is, the
+                stream has ended.
 
         Yields:
-            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped): ``1 + (t' - 1)·ct`` frames first, then ``t'·ct``.
+            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped); all that the latent steps hold that have come.
 
         Raises:
             KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last latent cell, or the
                 cache's stream has ended.
         """
+        may_go_on = cache is not None
         cache = open_stream(cache)
-        given = 0
         for chunk in latents:
             check_latents(chunk, self.latent_channels)
-            _, h, w = wanted_size(chunk.shape[2:], 1, self._spatial_ratio, height=height, width=width)
-            for part in chunk.split(self._piece_steps(*chunk.shape[3:]), dim=2):
-                if num_frames is not None and given >= num_frames:
-                    raise KinemaError(f"`num_frames` (={num_frames}) must end in the last latent step, and more came")
-                video = self._pass(self.decoder, part, cache)
-                kept = video.shape[2] if num_frames is None else min(video.shape[2], num_frames - given)
-                given += video.shape[2]
-                yield video[:, :, :kept, :h, :w]
-        least = max(given - self._temporal_ratio, 0) + 1
-        if num_frames is not None and not least <= num_frames <= given:
-            raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{given}, the last latent step")
+            for video in self._decoded_pieces(chunk, height, width, cache):
+                yield cache.crop(video, num_frames, self._temporal_ratio)
+        if num_frames is not None and not (cache.closed or may_go_on):
+            least, most = max(cache.num_frames - self._temporal_ratio, 0) + 1, cache.num_frames
+            raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{most}, the last latent step")
+
+    def _decoded_pieces(
+        self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
+    ) -> Iterator[Tensor]:
+        """Video of the next latents of a stream, all frames of their steps."""
+        _, h, w = wanted_size(latents.shape[2:], 1, self._spatial_ratio, height=height, width=width)
+        for part in latents.split(self._piece_steps(*latents.shape[3:]), dim=2):
+            yield self._pass(self.decoder, part, cache)[..., :h, :w]
 
     def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:
         """The next piece of a stream through encoder or decoder, in tiles where the frame is large."""
@@ -319,13 +344,19 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
     # --- latent statistics ---
 
-    def normalize(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """Latents as a diffusion model wants them: `(latents - latents_mean) / latents_std`, or as they are without."""
+    def normalize(self, latents: Tensor) -> Float[Tensor, "b z t h w"]:
+        """Latents ``(b, z, t, h, w)`` as a diffusion model wants them.
+
+        That is `(latents - latents_mean) / latents_std`, or the latents as they are where nothing was measured.
+
+        Raises:
+            KinemaError: The latents have other dimensions or channels.
+        """
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
-    def denormalize(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """The inverse of `normalize`."""
+    def denormalize(self, latents: Tensor) -> Float[Tensor, "b z t h w"]:
+        """The inverse of `normalize`, which see."""
         mean, std = self._statistics(latents)
         return latents * std + mean
 
@@ -335,6 +366,9 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config: Any = self.config
+        if like.ndim != 5 or like.shape[1] != self.latent_channels:  # one channel would spread over all of them
+            shape, channels = tuple(like.shape), self.latent_channels
+            raise KinemaError(f"`latents` (of shape {shape}) must be (batch, {channels}, frames, height, width)")
         if config.latents_mean is None:
             return torch.zeros((), device=like.device), torch.ones((), device=like.device)
         mean = torch.tensor(config.latents_mean, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)

@@ -39,7 +39,7 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
 
 
 def checked_chunks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Chunks of a video, each checked when it is taken; all must have the size of the first, and may have no frame.
+    """Chunks of a video, each checked when it is taken; batch and size are those of the first; frames may be none.
 
     Raises:
         KinemaError: See `check_video`, or a chunk has another size.
@@ -47,9 +47,12 @@ def checked_chunks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     size: torch.Size | None = None
     for chunk in chunks:
         check_video(chunk, argument="chunk", least_frames=0)
-        size = chunk.shape[3:] if size is None else size
-        if chunk.shape[3:] != size:
-            raise KinemaError(f"`chunk` (of {tuple(chunk.shape[3:])} pixels) must have the {tuple(size)} of the first")
+        if size is None:
+            size = chunk.shape
+        if (chunk.shape[0], *chunk.shape[3:]) != (size[0], *size[3:]):
+            raise KinemaError(
+                f"`chunk` (of shape {tuple(chunk.shape)}) must have batch, height and width of the first, {tuple(size)}"
+            )
         yield chunk
 
 
@@ -66,7 +69,7 @@ def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> 
         raise KinemaError(
             f"`{argument}` (of type {latents.dtype}) must be float; code indices go through `indices_to_latents`"
         )
-    if not bool(torch.isfinite(latents.detach().sum())):
+    if not bool(torch.isfinite(latents.detach()).all()):
         raise KinemaError(f"`{argument}` (with NaN or infinity) must be finite")
 
 

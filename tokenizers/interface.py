@@ -85,11 +85,13 @@ def pad_to_grid(video: Float[Tensor, "b c t h w"], ct: int, cs: int) -> Float[Te
     """Pads a clip to whole latent steps: the last frame is repeated, the right and bottom edges are replicated."""
     t, h, w = video.shape[2:]
     tl, hl, wl = latent_shape(t, h, w, ct, cs)
-    extra_t, extra_h, extra_w = 1 + (tl - 1) * ct - t, hl * cs - h, wl * cs - w
-    if extra_t:
-        video = torch.cat([video, video[:, :, -1:].expand(-1, -1, extra_t, -1, -1)], dim=2)
-    if extra_h:
-        video = torch.cat([video, video[:, :, :, -1:].expand(-1, -1, -1, extra_h, -1)], dim=3)
-    if extra_w:
-        video = torch.cat([video, video[..., -1:].expand(-1, -1, -1, -1, extra_w)], dim=4)
+    return repeat_ends(video, (1 + (tl - 1) * ct - t, hl * cs - h, wl * cs - w))
+
+
+def repeat_ends(video: Float[Tensor, "b c t h w"], more: tuple[int, int, int]) -> Float[Tensor, "b c tp hp wp"]:
+    """A clip with so many more frames, rows and columns: copies of the last one."""
+    for axis, extra in zip((2, 3, 4), more, strict=True):
+        if extra:
+            end = video.narrow(axis, video.shape[axis] - 1, 1)
+            video = torch.cat([video, end.expand(*(extra if a == axis else -1 for a in range(5)))], dim=axis)
     return video

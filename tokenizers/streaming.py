@@ -18,9 +18,13 @@ from kinema.errors import KinemaError
 class StreamCache:
     """The state of one stream in one direction (encoding or decoding).
 
+    One call may take a whole stream, or several calls with the same cache a part each.
+
     Attributes:
         first: Whether nothing has passed yet: the next piece begins with the clip's first frame, which stands alone.
-        closed: Whether the stream has ended; nothing may be added after a last, incomplete latent step.
+        closed: Whether the stream has ended: nothing may follow a last latent step that is not whole, or that `crop`
+            was told is the last.
+        num_frames: Frames that were decoded so far, before `crop`.
         state: What a layer keeps, by layer; sizes do not depend on how much has passed.
         tiles: Caches of the parts of a tiled frame, by position.
     """
@@ -28,12 +32,32 @@ class StreamCache:
     def __init__(self) -> None:
         self.first = True
         self.closed = False
+        self.num_frames = 0
         self.state: dict[nn.Module, Any] = {}
         self.tiles: dict[tuple[int, int], StreamCache] = {}
 
     def tile(self, position: tuple[int, int]) -> "StreamCache":
         """The cache of the part of the frame at this position."""
         return self.tiles.setdefault(position, StreamCache())
+
+    def crop(self, video: Float[Tensor, "b c t h w"], num_frames: int | None, ct: int) -> Float[Tensor, "b c u h w"]:
+        """The next decoded frames of the stream, up to its last one.
+
+        Args:
+            video: Whole latent steps.
+            num_frames: Of the whole stream, which ends in the latent step of its last frame; None: no end is known.
+            ct: Frames of a latent step.
+
+        Raises:
+            KinemaError: The stream should have ended in an earlier latent step.
+        """
+        self.num_frames += video.shape[2]
+        if num_frames is None:
+            return video
+        if num_frames <= max(self.num_frames - ct, 0):
+            raise KinemaError(f"`num_frames` (={num_frames}) must end in the last latent step, and more came")
+        self.closed = num_frames <= self.num_frames
+        return video[:, :, : video.shape[2] - max(self.num_frames - num_frames, 0)]
 
 
 def open_stream(cache: StreamCache | None) -> StreamCache:
@@ -43,7 +67,7 @@ def open_stream(cache: StreamCache | None) -> StreamCache:
         KinemaError: Its stream has ended.
     """
     if cache is not None and cache.closed:
-        raise KinemaError("`cache` (=a stream that has ended) must be a new one: its last latent step was not whole")
+        raise KinemaError("`cache` (=a stream that has ended) must be a new one: nothing follows its last latent step")
     return StreamCache() if cache is None else cache
 
 

@@ -39,6 +39,8 @@ class TrainingState:
     """Score of this step's averaged weights (higher is better), if they were evaluated."""
     best_score: float | None = None
     """Best score so far."""
+    score_name: str = "score"
+    """What the scores are scores of, see `Task.score_name`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last evaluation."""
     skipped_steps: int = 0
@@ -86,11 +88,13 @@ class Checkpoints:
     Args:
         folder: where they are.
         keep_last: how many of the newest to keep.
+        score_name: which scores count, those of another name are not comparable (default: the newest checkpoint's).
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+    def __init__(self, folder: Path, keep_last: int = 2, score_name: str | None = None) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self.score_name = score_name
         recover_folders(folder)
 
     def all(self) -> list[Path]:
@@ -99,7 +103,9 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint with the highest score, if any was evaluated."""
-        scored = [(score, path) for path in self.all() if (score := read_state(path).score) is not None]
+        states = [(read_state(path), path) for path in self.all()]
+        counts = self.score_name or (states[-1][0].score_name if states else None)
+        scored = [(s.score, p) for s, p in states if s.score is not None and s.score_name == counts]
         return max(scored)[1] if scored else None
 
     def save(

@@ -116,6 +116,7 @@ class TrainingConfig:
         _require(self, "learning_rate", self.learning_rate > 0, "be above 0")
         _require(self, "max_grad_norm", self.max_grad_norm > 0, "be above 0")
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "be in [0, 1)")
+        _require(self, "betas", all(0 <= beta < 1 for beta in self.betas), "be in [0, 1)")
         _require(self, "decay_fraction", 0 < self.decay_fraction <= 1, "be in (0, 1]")
         _require(self, "max_minutes", self.max_minutes is None or self.max_minutes > 0, "be above 0")
         _require(
@@ -168,7 +169,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     shape_weights: tuple[float, ...] = ()
     """Share of the steps that each entry of `shapes` gets (default: equal shares)."""
     cache_short_side: int = 160
-    """Clips are decoded once, scaled to this short side."""
+    """Clips are decoded once, scaled to this short side, or the longest side of `shapes` where that is more."""
     max_stride: int = 2
     """Largest step between two frames of a training clip."""
     frame_rates: tuple[float, ...] = ()
@@ -190,13 +191,14 @@ class TokenizerTrainingConfig(TrainingConfig):
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior."""
     entropy_weight: float = 0.1
-    """Weight of the entropy loss of LFQ and BSQ."""
+    """Weight of the entropy loss of LFQ, BSQ and FSQ (whose presets take less: FSQ uses most codes without)."""
     commitment_weight: float = 0.25
     """Weight of the distance of the encoder's output from its code, of VQ and LFQ."""
     sample_posterior: bool = True
     """Decode a draw from the posterior while training, not its mode."""
     init_linear: bool = False
-    """Start from the best linear code (KLT) of some training batches; the linear path then stays as it is."""
+    """Start from the best linear code (KLT) of some training batches; the linear path then stays as it is, here and in
+    trainings that start from the result."""
     freeze_encoder: bool = False
     """Train the decoder alone: latents stay what they are, so that what was trained on them stays valid. A codebook
     and the statistics that normalise latents stay too."""
@@ -243,11 +245,21 @@ class TokenizerTrainingConfig(TrainingConfig):
         """What `score_lpips` means."""
         return self.score_lpips if self.score_lpips is not None else 50.0 * bool(self.adversarial_weight)
 
+    @property
+    def decoded_short_side(self) -> int:
+        """What `cache_short_side` means: no clip is scaled up that need not be."""
+        return max(self.cache_short_side, *(side for shape in self.shapes for side in parse_shape(shape)[1:]))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self, "shapes", len(self.shapes) >= 1, "name at least one size")
-        for shape in (*self.shapes, self.validation_shape):
-            parse_shape(shape)
+        for shape in self.shapes:
+            parse_shape(shape, "shapes")
+        parse_shape(self.validation_shape, "validation_shape")
+        _require(self, "cache_short_side", self.cache_short_side >= 1, "be at least 1")
+        _require(self, "validation_clips", self.validation_clips >= 1, "be at least 1")
+        _require(self, "latent_balance", 0 <= self.latent_balance <= 1, "be in [0, 1]")
+        _require(self, "score_lpips", self.score_lpips is None or self.score_lpips >= 0, "be at least 0")
         _require(self, "max_stride", self.max_stride >= 1, "be at least 1")
         _require(self, "init_from", not (self.init_from and self.init_linear), "not be combined with `init_linear`")
         _require(self, "max_zoom_out", self.max_zoom_out >= 1, "be at least 1")
@@ -328,7 +340,7 @@ class DiffusionTrainingConfig(TrainingConfig):
         _require(self, "shift", self.shift is None or self.shift > 0, "be above 0")
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
+def parse_shape(text: str, argument: str = "shape") -> tuple[int, int, int]:
     """Frames, height and width from `FRAMESxHEIGHTxWIDTH`.
 
     Raises:
@@ -336,7 +348,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise KinemaError(f"`shape` (={text}) must be FRAMESxHEIGHTxWIDTH, for example 17x64x64")
+        raise KinemaError(f"`{argument}` (={text}) must be FRAMESxHEIGHTxWIDTH, for example 17x64x64")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
@@ -351,8 +363,11 @@ _TOKENIZER: dict[str, Any] = dict(
 )
 
 # What differs from `_TOKENIZER` in the training of a preset, and of those that are not here.
-_OF_PRESET: dict[str, dict[str, Any]] = {"kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5)}
+_OF_PRESET: dict[str, dict[str, Any]] = {
+    "kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5, validation_shape="17x64x64")
+}
 _OTHERS: dict[str, Any] = dict(batch_size=4, cache_short_side=144)
+_FSQ: dict[str, Any] = _OTHERS | dict(entropy_weight=0.01)
 
 
 def _shapes_of(preset: str) -> tuple[str, ...]:
@@ -362,7 +377,12 @@ def _shapes_of(preset: str) -> tuple[str, ...]:
 
 
 TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
-    name: TokenizerTrainingConfig(preset=name, shapes=_shapes_of(name), **_TOKENIZER, **_OF_PRESET.get(name, _OTHERS))
+    name: TokenizerTrainingConfig(
+        preset=name,
+        shapes=_shapes_of(name),
+        **_TOKENIZER,
+        **_OF_PRESET.get(name, _FSQ if preset_config(name).get("bottleneck") == "fsq" else _OTHERS),
+    )
     for name in PRESETS
 }
 

@@ -9,7 +9,6 @@ each whole or not at all, so that an interrupted computation goes on where it wa
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kinema.files import atomic_path
 from kinema.generation.text import TextFeatures, concatenate
 
 logger = logging.getLogger(__name__)
@@ -115,15 +115,13 @@ def _write_shard(
     values = text.values.half() if text.values.is_floating_point() else text.values
     tensors = {"latents": torch.cat(latents).contiguous(), "text": values.contiguous(), "mask": text.mask.contiguous()}
     _write_text(path.with_suffix(".json"), json.dumps(captions))
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path.with_suffix(".safetensors"))
+    with atomic_path(path.with_suffix(".safetensors")) as temporary:
+        save_file(tensors, temporary)
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def folder_hash(folder: Path) -> str:

@@ -48,7 +48,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
         KinemaError: the run's folder holds a training and `resume` is not set.
     """
     run_dir, device, rank = config.run_dir, accelerator.device, accelerator.process_index
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last, task.score_name)
     if checkpoints.all() and not config.resume:
         raise KinemaError(f"`output` (={run_dir}) must be a new folder, or `--resume` be given: it holds a training")
     if accelerator.is_main_process:
@@ -66,7 +66,10 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     companion = start_companion(task.companion, config, accelerator)
     trained = (learner.plain, ema, learner.optimizer)
     beside = None if companion is None else (companion.plain, companion.optimizer)
-    state = checkpoints.load_last(*trained, beside) or TrainingState()
+    state = checkpoints.load_last(*trained, beside) or TrainingState(score_name=task.score_name)
+    if state.score_name != task.score_name:
+        logger.info("the score was %s and is %s: earlier ones do not count", state.score_name, task.score_name)
+        state.best_score, state.score_name = None, task.score_name
     if accelerator.is_main_process:
         size = sum(p.numel() for p in learner.plain.parameters())
         where = f"{device} in {accelerator.num_processes} process(es)"
@@ -87,10 +90,12 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
             done = any_process(accelerator, finished or out_of_time or stop_asked())
             due = [done or (state.step > first_step and state.step % every == 0) for every in intervals]
+            # A stop on request leaves no mark: the run that goes on is the one that was never stopped.
+            scored = finished or out_of_time or state.step % config.eval_every == 0
             improved = False
             if due[0] and accelerator.is_main_process:
                 state.metrics = task.evaluate(ema.model)
-                state.score = state.metrics.get("score")
+                state.score = state.metrics.get("score") if scored else None
                 improved = is_better(state.score, state.best_score)
                 state.best_score = state.score if improved else state.best_score
                 accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)

@@ -18,7 +18,7 @@ import torch
 from kinema import KinemaPipeline
 from kinema.errors import KinemaError
 from kinema.tokenizers.published.loading import load_tokenizer
-from kinema.training.checkpoint import write_folder
+from kinema.training.checkpoint import recover_folders, write_folder
 
 _PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")
 
@@ -32,6 +32,10 @@ def release(source: Path, target: Path) -> int:
     training = source / "training_config.json"
     if not training.is_file():
         raise KinemaError(f"`source` (={source}) must be the model folder of a run, with a training_config.json")
+    ours = any((target / name).is_file() for name in ("config.json", "model_index.json"))
+    if target.exists() and not ours and any(file.name != "README.md" for file in target.iterdir()):
+        raise KinemaError(f"`target` (={target}) must be a folder of a model, which is replaced, or a new one")
+    recover_folders(target.parent)
     is_pipeline = (source / "model_index.json").is_file()
 
     def write(folder: Path) -> None:

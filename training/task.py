@@ -35,6 +35,8 @@ class Task(ABC, Generic[Batch]):
 
     model: nn.Module
     companion: Companion | None = None
+    score_name: str = "score"
+    """What `evaluate`'s score is a score of; scores of another name are not compared with it."""
 
     def prepare(self) -> None:
         """Sets up the model's first weights; not called when a training is resumed."""

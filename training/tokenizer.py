@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.weights import find_weights
-from kinema.generation.loading import one_line, quiet_loading
+from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.transfer import check_transfer, transfer
 from kinema.tokenizers.interface import pad_to_grid
+from kinema.tokenizers.published.loading import load_tokenizer as load_any
 from kinema.tokenizers.quantizers.usage import CodebookUsage
-from kinema.tokenizers.registry import make_tokenizer, tokenizer_class
+from kinema.tokenizers.registry import make_tokenizer
 from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.entry import parse_arguments, run_log
@@ -53,7 +55,7 @@ class TokenizerTask(Task[Tensor]):
         if model is None:
             model, self.transfer_from = start_model(config)
         self.model: Any = model
-        if config.init_linear or self.transfer_from is not None:
+        if config.init_linear or config.init_from is not None:
             self.model.freeze_linear()
         if config.freeze_encoder:
             self.model.encoder.requires_grad_(False)
@@ -69,6 +71,7 @@ class TokenizerTask(Task[Tensor]):
         self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
         self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
         self.score_lpips = start_score(config, accelerator.device) if accelerator.is_main_process else None
+        self.score_name = name_of_score(config, self.score_lpips is not None)
         self.image_vae: ImageVAE | None = None
         if config.image_vae is not None:
             ratio = self.model.spatial_compression_ratio
@@ -79,7 +82,7 @@ class TokenizerTask(Task[Tensor]):
 
     def prepare(self) -> None:
         """Starts from a tokenizer with another bottleneck or from the best linear code, as the configuration says."""
-        clips = (self.batches(AFTER_TRAINING + k) for k in range(32))
+        clips = LongClips(self.batches, 32)
         if self.transfer_from is not None:
             transfer(self.transfer_from, self.model, clips)
             self.transfer_from = None
@@ -214,10 +217,35 @@ class TokenizerTask(Task[Tensor]):
         if self.config.freeze_encoder and tokenizer.config.latents_mean is not None:
             tokenizer.save_pretrained(folder)
             return
-        clips = [self.batches(AFTER_TRAINING + k)[: self.config.batch_size] for k in range(16)]
+        clips = LongClips(self.batches, 16)
         generator = step_generator(self.config.seed, 0, AFTER_TRAINING, "latents")
         measure_latents(tokenizer, clips, self.config.latent_balance, generator)
         tokenizer.save_pretrained(folder)
+
+
+class LongClips(Sequence[Tensor]):
+    """Batches that no training step reaches, of the longest of the shapes: for starts and statistics, made when asked.
+
+    Still images are left out where there are clips: the first frame of a latent grid is not like the others.
+    """
+
+    def __init__(self, batches: TokenizerBatches, length: int) -> None:
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return self.batches(AFTER_TRAINING + index, self.batches.longest)
+
+
+def name_of_score(config: TokenizerTrainingConfig, with_lpips: bool) -> str:
+    """What the score measures: its terms, and on which clips."""
+    terms = f"PSNR - {config.lpips_in_score:g} LPIPS" if with_lpips else "PSNR"
+    files = ", ".join(config.validation) or "no files"
+    return f"{terms} on {config.validation_clips} {config.validation_shape} of {files}"
 
 
 def mean_of_files(values: dict[str, float]) -> float:
@@ -281,22 +309,34 @@ def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
     return fresh, loaded
 
 
-def load_tokenizer(folder: Path | None, argument: str = "tokenizer") -> Any:
-    """The tokenizer in a folder, for the setting `argument`.
+def load_tokenizer(name: Path | None, argument: str = "tokenizer") -> Any:
+    """The tokenizer for the setting `argument`: a folder, or the name of an embedded one.
 
     Raises:
-        KinemaError: none is given, or the folder holds none.
+        KinemaError: none is given, it cannot be loaded, or is none of kinema's own.
     """
-    if folder is None or not (folder / "config.json").is_file():
-        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer, with a config.json")
-    try:
-        kind = tokenizer_class(json.loads((folder / "config.json").read_text())["_class_name"])
-        with quiet_loading():
-            tokenizer = kind.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        reason = one_line(error)
-        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a trained tokenizer: {reason}") from error
+    if name is None:
+        raise KinemaError(
+            f"`{argument}` (=None) must be the folder of a trained tokenizer, or the name of an embedded one"
+        )
+    tokenizer = load_any(name, argument=argument)
+    if not isinstance(tokenizer, LatentTokenizer):
+        kind = type(tokenizer).__name__
+        raise KinemaError(f"`{argument}` (={str(name)!r}, a {kind}) must be one of kinema's own tokenizers")
     return tokenizer
+
+
+def check_resume(config: TokenizerTrainingConfig) -> None:
+    """The statistics that normalise frozen latents are in `init_from`, not in checkpoints.
+
+    Raises:
+        KinemaError: the run had `init_from`, and is resumed without.
+    """
+    before = config.run_dir / "config.json"
+    if config.resume and config.freeze_encoder and config.init_from is None and before.is_file():
+        given = json.loads(before.read_text()).get("init_from")
+        if given is not None:
+            raise KinemaError(f"`init_from` (=None) must be {given} again, with which the run began")
 
 
 def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Path:
@@ -307,6 +347,7 @@ def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Pa
     """
     if model is None:
         select_preset(TOKENIZER_PRESETS, config.preset)
+    check_resume(config)
     accelerator = make_accelerator(config)
     with run_log(config.run_dir, accelerator.is_main_process):
         return run_loop(TokenizerTask(config, accelerator, model), config, accelerator)

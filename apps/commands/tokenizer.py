@@ -67,6 +67,10 @@ def check(arguments: argparse.Namespace) -> None:
     check_at_least(arguments, {"num_clips": 1, "batch_size": 1, "seed": 0})
     if not 0 <= arguments.balance <= 1:
         raise KinemaError(f"`--balance` (={arguments.balance:g}) must be in [0, 1]")
+    if arguments.shape is not None:
+        from kinema.training.config import parse_shape
+
+        parse_shape(arguments.shape, "--shape")
     if arguments.json is not None:
         check_output_file(arguments.json, overwrite=arguments.overwrite, name="--json")
     if not (Path(arguments.tokenizer) / "config.json").is_file():
@@ -101,7 +105,9 @@ def measure(arguments: argparse.Namespace) -> "LatentStatistics":
             cache_dir=Path(cache),
         )
         batches = TokenizerBatches(config)
-        clips = [batches(step)[:size] for step, size in enumerate([*sizes, *([rest] if rest else [])])]
+        clips = [batches(step) for step in range(len(sizes))]
+        if rest:  # clips of a batch are in the order of their sources: some of each
+            clips.append(batches(len(sizes))[:: max(1, arguments.batch_size // rest)][:rest])
         generator = step_generator(arguments.seed, 0, 0, "latents")
         return measure_latents(tokenizer, clips, arguments.balance, generator)
 

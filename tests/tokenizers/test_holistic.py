@@ -1,6 +1,5 @@
 """The holistic tokenizer: prefixes, windows, streams, nested dropout, bottlenecks, presets, saving."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -18,45 +17,14 @@ from kinema.tokenizers.holistic.presets import TINY
 from kinema.tokenizers.holistic.windows import Windows
 from kinema.tokenizers.interface import VideoTokenizer
 from kinema.tokenizers.quantizers import DiscreteBottleneck
+from kinema.tokenizers.streaming import StreamCache
 from kinema.tokenizers.transformer.networks import to_blocks
-
-
-def randomised(model: HolisticVideoTokenizer, seed: int = 0) -> HolisticVideoTokenizer:
-    """Every weight random, so that no path is switched off by a zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return model.eval()
+from tokenizing import close, cut, noise, randomised, video
 
 
 @pytest.fixture(scope="module")
 def tiny() -> HolisticVideoTokenizer:
     return randomised(HolisticVideoTokenizer(**TINY))
-
-
-def video(frames: int, height: int = 16, width: int = 16, batch: int = 1, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
-
-
-def noise(*shape: int, seed: int = 2) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def cut(x: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-    """Pieces of these lengths along time, then the rest."""
-    start = 0
-    for length in lengths:
-        yield x[:, :, start : start + length]
-        start += length
-    if start < x.shape[2]:
-        yield x[:, :, start:]
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def test_is_what_pipelines_rely_on(tiny: HolisticVideoTokenizer):
@@ -179,6 +147,19 @@ def test_two_streams_at_once_do_not_disturb_each_other(tiny: HolisticVideoTokeni
 
 
 @torch.no_grad()
+def test_a_stream_goes_on_with_its_cache_and_ends_in_its_last_window(tiny: HolisticVideoTokenizer):
+    clip, encoding, decoding = video(12), StreamCache(), StreamCache()
+    parts: list[Tensor] = []
+    for piece in clip.split(5, dim=2):
+        assert not encoding.closed
+        assert not decoding.closed
+        parts += tiny.decode_stream(tiny.encode_stream([piece], encoding), 12, cache=decoding)
+    assert encoding.closed
+    assert decoding.closed
+    assert close(torch.cat(parts, dim=2), tiny.decode(tiny.encode(clip).latents, 12).sample)
+
+
+@torch.no_grad()
 def test_many_windows_pass_in_groups_and_nothing_changes(tiny: HolisticVideoTokenizer, monkeypatch):
     clip = video(12, 40, 40)
     code = tiny.encode(clip)
@@ -208,7 +189,7 @@ def test_what_does_not_fit_is_refused(tiny: HolisticVideoTokenizer):
             tiny.decode(latents, **{name: value})
     with pytest.raises(KinemaError, match=r"of 4 windows\) must have a multiple of 3 windows"):
         tiny.decode(latents, height=33)
-    with pytest.raises(KinemaError, match=r"`num_frames` \(=5\) must end in the last window"):
+    with pytest.raises(KinemaError, match=r"`num_frames` \(=5\) must end in the last latent step"):
         list(tiny.decode_stream(latents.split(1, dim=2), num_frames=5))
     with pytest.raises(KinemaError, match=r"`num_frames` \(=50\) must lie in 16..20"):
         list(tiny.decode_stream([latents], num_frames=50))

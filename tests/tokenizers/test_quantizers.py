@@ -45,7 +45,8 @@ def _preimage(codes: torch.Tensor, levels: list[int]) -> torch.Tensor:
     columns = []
     for i, n in enumerate(levels):
         half, offset = (n - 1) * (1 + 1e-3) / 2, 0.5 if n % 2 == 0 else 0.0
-        columns.append(torch.atanh((codes[:, i] * (n // 2) + offset) / half) - math.atanh(offset / half))
+        shift = 0.0 if n == 2 else math.atanh(offset / half)
+        columns.append(torch.atanh((codes[:, i] * (n // 2) + offset) / half) - shift)
     return torch.stack(columns, dim=1)
 
 
@@ -71,7 +72,7 @@ def test_fsq_passes_gradients_straight_through():
 # Level counts, inputs, and integer codes, worked out by hand from arXiv 2309.15505, app. A.1: the nearest integer to
 # tanh(z + s)·h - o with h = (L-1)·1.001/2, and o = 1/2, s = atanh(o/h) for even L, else 0.
 GOLDEN_FSQ = [
-    (2, [-100.0, -5.0, -3.9, 0.0, 100.0], [-1, -1, -1, 0, 0]),
+    (2, [-100.0, -5.0, -0.1, 0.1, 100.0], [-1, -1, -1, 0, 0]),  # two levels are kinema's own: the border at zero
     (3, [-100.0, -0.6, -0.5, 0.5, 0.6, 100.0], [-1, -1, 0, 0, 1, 1]),
     (4, [-100.0, -0.7, -0.1, 0.0, 0.5, 0.7, 100.0], [-2, -1, 0, 0, 1, 1, 1]),
     (8, [-100.0, -0.5, 0.0, 0.1, 0.5, 1.0, 100.0], [-4, -2, 0, 0, 1, 2, 3]),
@@ -86,6 +87,44 @@ def test_fsq_golden_codes(levels: int, inputs: list[float], codes: list[int]):
     assert out.indices is not None
     assert (out.indices.flatten() - levels // 2).tolist() == codes
     assert (out.latents.flatten() * (levels // 2)).tolist() == pytest.approx(codes)
+
+
+def test_fsq_of_two_levels_uses_both_and_learns():
+    z = (0.6 * torch.randn(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    out = FSQ((2,))(z)
+    assert out.indices is not None
+    assert 0.45 < out.indices.double().mean() < 0.55
+    out.latents.sum().backward()
+    assert z.grad is not None
+    assert z.grad.mean() > 0.3
+
+
+def test_fsq_entropy_loss_is_the_part_of_the_entropy_that_is_not_used():
+    fsq = FSQ((5,)).train()
+
+    def loss(codes: list[int]) -> float:
+        preimage = _preimage(torch.tensor(codes).view(1, 1, -1, 1, 1) / 2, [5])
+        return float(fsq(preimage).losses["entropy"])
+
+    assert loss([-2, -1, 0, 1, 2]) == pytest.approx(0, abs=1e-5)
+    assert loss([1, 1, 1]) == pytest.approx(1, abs=1e-5)
+    assert loss([0, 0, 1, 1]) == pytest.approx(1 - math.log(2) / math.log(5), abs=1e-5)
+    assert fsq.eval()(torch.zeros(1, 1, 1, 1, 1)).losses == {}
+
+
+@pytest.mark.parametrize("levels", [(8, 8), (2, 5), (3, 1001)])
+def test_fsq_entropy_loss_leads_to_equal_use_of_the_levels(levels: tuple[int, ...]):
+    fsq = FSQ(levels).train()
+    start = 0.2 * torch.randn(1, len(levels), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    z = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        fsq(z).losses["entropy"].backward()
+        optimizer.step()
+    before, after = (float(fsq(value.detach()).losses["entropy"]) for value in (start, z))
+    assert after < 0.6 * before
+    assert torch.isfinite(z).all()
 
 
 @settings(max_examples=40, deadline=None)

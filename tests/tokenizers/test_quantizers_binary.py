@@ -15,6 +15,13 @@ from kinema.tokenizers.quantizers.binary import BinaryBottleneck, batch_entropy,
 KINDS = pytest.mark.parametrize("kind", [LFQ, BSQ])
 
 
+class BinaryBottleneckOfScale(LFQ):
+    """Codes of another size."""
+
+    def __init__(self, num_bits: int, scale: float):
+        BinaryBottleneck.__init__(self, num_bits, scale=scale)
+
+
 def hidden(bits: int, seed: int = 0, batch: int = 2) -> Tensor:
     return torch.randn(batch, bits, 3, 4, 5, generator=torch.Generator().manual_seed(seed)) * 1.5
 
@@ -192,3 +199,24 @@ def test_refuses_codes_that_have_no_index(kind: type[BinaryBottleneck], bits: in
         kind(bits)
     with pytest.raises(KinemaError, match=r"`group_bits` \(=0\)"):
         kind(4, group_bits=0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_refuses_temperatures_and_scales_that_are_none(value: float):
+    for argument, make in (
+        ("temperature", lambda: LFQ(4, temperature=value)),
+        ("inverse_temperature", lambda: BSQ(4, inverse_temperature=value)),
+        ("scale", lambda: BinaryBottleneckOfScale(4, scale=value)),
+    ):
+        with pytest.raises(KinemaError, match=rf"`{argument}` \(={value}\) must be above 0 and finite"):
+            make()
+
+
+@KINDS
+def test_refuses_options_by_their_own_names(kind: type[BinaryBottleneck]):
+    for channels in (0, 63):
+        with pytest.raises(KinemaError, match=rf"`latent_channels` \(={channels}\) must lie in 1\.\.62"):
+            kind.from_options(channels, None, None)
+    for size in (1, 12, -4, 2**63):
+        with pytest.raises(KinemaError, match=rf"`codebook_size` \(={size}\) must be a power of 2, from 2 to 2\^62"):
+            kind.from_options(None, None, size)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.quantizers import VQ
+from kinema.tokenizers.quantizers.usage import CodebookUsage
 
 
 def hidden(channels: int = 3, seed: int = 0) -> Tensor:
@@ -51,9 +52,15 @@ def test_indices_and_codes_are_one_to_one():
             vq.indices_to_latents(torch.full((1, 1, 1, 1), index))
 
 
-def test_moves_codes_as_moving_averages_of_sums_and_counts():
+@pytest.mark.parametrize(
+    ("decay", "memory", "expected"),
+    # A batch has 20 latents a code.
+    [(0.9, float("inf"), 0.9), (0.9, 1000.0, 0.9), (0.9, 100.0, 0.8), (0.9, 10.0, 0.0)],
+)
+def test_moves_codes_as_moving_averages_of_sums_and_counts(decay: float, memory: float, expected: float):
     """The reference keeps sums and counts, in shares of a batch, and divides (arXiv 1711.00937, appendix A.1)."""
-    vq = ready(VQ(6, 3, decay=0.9, revive_below=0.0))
+    vq = ready(VQ(6, 3, decay=decay, memory=memory, revive_below=0.0))
+    vq.shares.fill_(1 / 6)
     counts = vq.shares.double()
     sums = vq.codebook.double() * counts[:, None]
     for step in range(30):
@@ -63,8 +70,8 @@ def test_moves_codes_as_moving_averages_of_sums_and_counts():
         out = vq(h.requires_grad_())
         assert out.indices is not None
         assert torch.equal(out.indices.flatten(), indices)
-        counts = 0.9 * counts + 0.1 * one_hot.mean(0)
-        sums = 0.9 * sums + 0.1 * one_hot.T @ flat(h.detach()).double() / len(indices)
+        counts = expected * counts + (1 - expected) * one_hot.mean(0)
+        sums = expected * sums + (1 - expected) * one_hot.T @ flat(h.detach()).double() / len(indices)
     assert torch.allclose(vq.codebook.double(), sums / counts[:, None], atol=1e-5)
     assert torch.allclose(vq.shares.double(), counts, atol=1e-6)
 
@@ -132,6 +139,36 @@ def test_dead_codes_come_back_on_latents_and_all_are_used_in_the_end():
     assert vq.codebook.abs().max() < 10
 
 
+@pytest.mark.parametrize("codes", [256, 1024])
+def test_codes_are_in_use_all_the_time_while_the_encoder_moves(codes: int):
+    """As in the first hundreds of steps of a training: the latents wander off, by many times what they vary."""
+    vq = VQ(codes, 4).train()
+    generator = torch.Generator().manual_seed(0)
+    usage, perplexity = [], []
+    recently = CodebookUsage(codes)
+    for step in range(300):
+        h = torch.randn(1, 4, 8, 8, 8, generator=generator)
+        out = vq((h + 0.05 * step).requires_grad_(), generator=generator)
+        assert out.indices is not None
+        recently.update(out.indices)
+        if step % 50 == 49:
+            found = recently.compute()
+            usage.append(found["codebook_usage"])
+            perplexity.append(found["perplexity"] / codes)
+            recently.reset()
+    assert min(usage) > 0.9
+    assert min(perplexity) > 0.4
+
+
+def test_codes_that_are_rare_but_in_use_stay():
+    vq = ready(VQ(4, 1))
+    vq.codebook.copy_(torch.tensor([[0.0], [10.0], [20.0], [30.0]]))
+    places = torch.tensor([0.0] * 40 + [10.0] * 40 + [20.0] * 40 + [30.0] * 8).view(1, 1, 8, 4, 4)  # a 4th of the mean
+    for _ in range(50):
+        vq(places.clone().requires_grad_())
+    assert torch.allclose(vq.codebook.flatten(), torch.tensor([0.0, 10.0, 20.0, 30.0]))
+
+
 def test_the_same_generator_gives_the_same_codebook():
     def train(seed: int) -> Tensor:
         torch.manual_seed(0)
@@ -182,7 +219,7 @@ def test_everything_that_training_moves_is_saved_and_goes_on_bit_for_bit():
     for one in (vq, again):
         one(hidden(seed=1).requires_grad_(), generator=torch.Generator().manual_seed(3))
     assert torch.equal(vq.codebook, again.codebook)
-    assert set(vq.state_dict()) == {"codebook", "shares", "initialised"}
+    assert set(vq.state_dict()) == {"codebook", "shares", "recent_shares", "initialised"}
 
 
 def test_autocast_and_half_precision_compare_in_float32():
@@ -201,6 +238,7 @@ def test_autocast_and_half_precision_compare_in_float32():
         ({"codebook_size": 1}, r"`codebook_size` \(=1\) must be at least 2"),
         ({"latent_channels": 0}, r"`latent_channels` \(=0\) must be at least 1"),
         ({"decay": 1.0}, r"`decay` \(=1.0\)"),
+        ({"memory": 0.0}, r"`memory` \(=0.0\) must be above 0"),
         ({"revive_below": -0.1}, r"`revive_below` \(=-0.1\)"),
     ],
 )

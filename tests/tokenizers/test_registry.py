@@ -19,6 +19,7 @@ def test_classes_are_found_by_their_name(name: str):
     cls = tokenizer_class(name)
     assert cls.__name__ == name
     assert issubclass(cls, LatentTokenizer)
+    assert set(cls.presets) == {preset for preset, owner in PRESETS.items() if owner == name}
 
 
 def test_every_preset_is_of_one_class():

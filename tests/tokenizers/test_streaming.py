@@ -12,42 +12,15 @@ from kinema import CausalVideoTokenizer
 from kinema.errors import KinemaError
 from kinema.tokenizers import base
 from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.tokenizers.checks import check_latents
 from kinema.tokenizers.streaming import StreamCache, whole_steps
 from kinema.tokenizers.tiling import spans
-
-
-def randomised(model: CausalVideoTokenizer, seed: int = 0) -> CausalVideoTokenizer:
-    """Every weight random, so that no path is switched off by a zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return model.eval()
+from tokenizing import close, cut, randomised, video
 
 
 @pytest.fixture(scope="module")
 def tiny() -> CausalVideoTokenizer:
-    return randomised(CausalVideoTokenizer(**TINY))
-
-
-def video(frames: int, height: int = 16, width: int = 16, batch: int = 1, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
-
-
-def cut(x: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-    """Pieces of these lengths along time, then the rest."""
-    start = 0
-    for length in lengths:
-        yield x[:, :, start : start + length]
-        start += length
-    if start < x.shape[2]:
-        yield x[:, :, start:]
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+    return randomised(CausalVideoTokenizer(**TINY), vectors=0.5)
 
 
 @torch.no_grad()
@@ -97,7 +70,7 @@ def test_decoding_in_any_chunks_is_decoding_the_clip(
 )
 def test_every_architecture_streams_exactly(name: str):
     """Of discrete ones what comes before the rounding: a value near the middle between two codes may fall to either."""
-    model = randomised(CausalVideoTokenizer.from_preset(name))
+    model = randomised(CausalVideoTokenizer.from_preset(name), vectors=0.5)
     ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
     clip = video(1 + 3 * ct, 2 * cs, 2 * cs)
     whole, cache = model.encoder(clip), StreamCache()
@@ -162,9 +135,33 @@ def test_a_stream_goes_on_with_its_cache_until_an_incomplete_step(tiny: CausalVi
         next(tiny.encode_stream([clip], cache=cache))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [10, 13])
+def test_decoding_goes_on_with_its_cache_until_the_number_of_frames(tiny: CausalVideoTokenizer, num_frames: int):
+    """It is that of all calls together: the last one crops, and ends the stream."""
+    latents, cache = tiny.encode(video(13)).latents, StreamCache()
+    parts: list[Tensor] = []
+    for chunk in latents.split([1, 2, 1], dim=2):
+        assert not cache.closed
+        parts += tiny.decode_stream([chunk], num_frames, cache=cache)
+    assert close(torch.cat(parts, dim=2), tiny.decode(latents, num_frames).sample)
+    with pytest.raises(KinemaError, match=r"`cache`.*must be a new one"):
+        next(tiny.decode_stream([latents], cache=cache))
+
+
+@torch.no_grad()
+def test_decoding_with_a_cache_ends_only_where_it_is_told(tiny: CausalVideoTokenizer):
+    latents, cache = torch.zeros(1, 4, 2, 2, 2), StreamCache()
+    assert [part.shape[2] for _ in range(2) for part in tiny.decode_stream([latents], cache=cache)] == [5, 8]
+    with pytest.raises(KinemaError, match=r"`num_frames` \(=13\) must end in the last latent step, and more came"):
+        next(tiny.decode_stream([latents], num_frames=13, cache=cache))
+
+
 def test_chunks_of_other_sizes_are_refused(tiny: CausalVideoTokenizer):
-    with pytest.raises(KinemaError, match=r"`chunk` \(of \(16, 24\) pixels\)"):
+    with pytest.raises(KinemaError, match=r"`chunk` \(of shape \(1, 3, 5, 16, 24\)\)"):
         list(tiny.encode_stream([video(5), video(5, 16, 24)]))
+    with pytest.raises(KinemaError, match=r"`chunk` .* batch, height and width of the first, \(1, 3, 5, 16, 16\)"):
+        list(tiny.encode_stream([video(5), video(4, batch=2)]))
     cache = StreamCache()
     list(tiny.encode_stream([video(5)], cache=cache))
     with pytest.raises(KinemaError, match="must have the size of those before"):
@@ -235,7 +232,7 @@ def test_spans_keep_every_cell_once(size: int, tile: int, context: int, grain: i
 @torch.no_grad()
 def test_frames_are_cut_by_themselves_above_a_size(monkeypatch):
     monkeypatch.setattr(CausalVideoTokenizer, "_tile_size", 32)
-    model = randomised(CausalVideoTokenizer(**TINY))
+    model = randomised(CausalVideoTokenizer(**TINY), vectors=0.5)
     widths: list[int] = []
     model.encoder.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))
     model.encode(video(1, 32, 32))
@@ -263,7 +260,7 @@ def test_a_stream_ends_in_the_last_step_or_says_so(tiny: CausalVideoTokenizer, n
 
 @torch.no_grad()
 def test_encoder_and_decoder_have_precisions_of_their_own():
-    model = randomised(CausalVideoTokenizer(**TINY))
+    model = randomised(CausalVideoTokenizer(**TINY), vectors=0.5)
     exact = model.encode(video(5)).latents
     decoded = model.decode(exact).sample
     model.set_precision(decode=torch.bfloat16)
@@ -304,6 +301,24 @@ def test_what_are_no_latents_of_this_tokenizer_is_refused(tiny: CausalVideoToken
         tiny.decode(latents)
     with pytest.raises(KinemaError, match=r"`latents` \(of (shape|type)"):
         list(tiny.decode_stream([latents]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2, 2), (1, 5, 2, 2, 2), (4, 2, 2, 2)])
+def test_latents_of_another_tokenizer_are_not_normalised(tiny: CausalVideoTokenizer, shape: tuple[int, ...]):
+    """One channel would spread over all of them."""
+    for change in (tiny.normalize, tiny.denormalize):
+        with pytest.raises(KinemaError, match=r"`latents` \(of shape .*must be \(batch, 4, frames"):
+            change(torch.zeros(shape))
+
+
+def test_finite_is_what_every_number_is():
+    """Not their sum, which half precision cannot hold."""
+    check_latents(torch.full((1, 4, 5, 64, 64), 5.0, dtype=torch.float16), 4)
+    for bad in (torch.inf, torch.nan):
+        latents = torch.zeros(1, 4, 2, 2, 2)
+        latents[0, 1, 1, 0, 0] = bad
+        with pytest.raises(KinemaError, match="NaN or infinity"):
+            check_latents(latents, 4)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):

@@ -1,8 +1,5 @@
 """The transformer tokenizer: attention, causality, streams, tiles, the linear start, presets, saving."""
 
-from collections.abc import Iterator
-from typing import TypeVar
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,46 +16,12 @@ from kinema.tokenizers.streaming import StreamCache
 from kinema.tokenizers.transformer.layers import SpatialAttention, TemporalAttention
 from kinema.tokenizers.transformer.model import TransformerVideoTokenizer
 from kinema.tokenizers.transformer.presets import PRESETS, STATED, TINY
-
-Model = TypeVar("Model", bound=torch.nn.Module)
-
-
-def randomised(model: Model, seed: int = 0) -> Model:
-    """Every weight random, so that no path is switched off by a zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return model.eval()
+from tokenizing import close, cut, noise, randomised, video
 
 
 @pytest.fixture(scope="module")
 def tiny() -> TransformerVideoTokenizer:
     return randomised(TransformerVideoTokenizer(**TINY))
-
-
-def video(frames: int, height: int = 24, width: int = 24, batch: int = 1, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, 3, frames, height, width, generator=generator) * 2 - 1
-
-
-def noise(*shape: int, seed: int = 2) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def cut(x: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-    """Pieces of these lengths along time, then the rest."""
-    start = 0
-    for length in lengths:
-        yield x[:, :, start : start + length]
-        start += length
-    if start < x.shape[2]:
-        yield x[:, :, start:]
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def turned(x: Tensor, position: list[float], pairs: int, reach: int) -> Tensor:
@@ -123,7 +86,7 @@ def test_is_what_pipelines_rely_on(tiny: TransformerVideoTokenizer):
 @settings(max_examples=12, deadline=None)
 @given(frame=st.integers(0, 12))
 def test_a_frame_changes_its_latent_step_and_none_before(tiny: TransformerVideoTokenizer, frame: int):
-    clip = video(13)
+    clip = video(13, 24, 24)
     other = clip.clone()
     other[:, :, frame] = -other[:, :, frame]
     one, two = tiny.encode(clip).latents, tiny.encode(other).latents
@@ -180,7 +143,7 @@ def test_streams_in_any_chunks_are_the_clip(
 
 @torch.no_grad()
 def test_two_streams_at_once_do_not_disturb_each_other(tiny: TransformerVideoTokenizer):
-    one, two = video(13, seed=1), video(13, 16, 40, seed=2)
+    one, two = video(13, 24, 24, seed=1), video(13, 16, 40, seed=2)
     streams = [tiny.encode_stream(cut(clip, [3, 3, 3])) for clip in (one, two)]
     parts = list(zip(*streams, strict=True))
     for clip, own in zip((one, two), zip(*parts, strict=True), strict=True):
@@ -191,15 +154,15 @@ def test_two_streams_at_once_do_not_disturb_each_other(tiny: TransformerVideoTok
 def test_what_a_stream_keeps_does_not_grow(tiny: TransformerVideoTokenizer):
     def kept(frames: int) -> int:
         cache = StreamCache()
-        list(tiny.encode_stream(video(frames).split(4, dim=2), cache=cache))
+        list(tiny.encode_stream(video(frames, 24, 24).split(4, dim=2), cache=cache))
         assert len(cache.state) == 2  # one for each block of the encoder
         return sum(x.untyped_storage().nbytes() for _, *pair in cache.state.values() for x in pair)
 
     assert kept(9) == kept(41) > 0
     cache = StreamCache()
-    list(tiny.encode_stream([video(5)], cache=cache))
+    list(tiny.encode_stream([video(5, 24, 24)], cache=cache))
     with pytest.raises(KinemaError, match=r"chunk \(2 clips of \(3, 3\) cells\) must have the size of those before"):
-        list(tiny.encode_stream([video(4, batch=2)], cache=cache))
+        list(tiny.encode_stream([video(4, 24, 24, batch=2)], cache=cache))
 
 
 @torch.no_grad()
@@ -251,7 +214,7 @@ def test_a_large_preset_tiles_without_an_error(name: str):
 
 @torch.no_grad()
 def test_a_long_clip_passes_in_pieces_and_changes_nothing(tiny: TransformerVideoTokenizer, monkeypatch):
-    clip = video(30)
+    clip = video(30, 24, 24)
     code = tiny.encode(clip)
     whole = tiny.decode(code.latents).sample
     monkeypatch.setattr(base, "PIECE_PIXELS", 9 * 24 * 24)
@@ -289,7 +252,7 @@ def test_untrained_with_linear_start_is_the_code_of_the_convolutional_one():
 )
 def test_every_weight_gets_a_gradient_from_every_bottleneck(bottleneck: dict):
     model = randomised(TransformerVideoTokenizer(**TINY | bottleneck)).train()
-    clip = video(9, batch=2)
+    clip = video(9, 24, 24, batch=2)
     reconstruction, output = model(clip, generator=torch.Generator().manual_seed(0))
     loss = (reconstruction - clip).square().mean() + sum(output.losses.values())
     loss.backward()
@@ -317,8 +280,8 @@ def test_a_few_steps_of_training_beat_the_linear_start():
 def test_is_saved_and_loaded(tiny: TransformerVideoTokenizer, tmp_path):
     tiny.save_pretrained(tmp_path)
     loaded = TransformerVideoTokenizer.from_pretrained(tmp_path)
-    assert torch.equal(loaded.encode(video(9)).latents, tiny.encode(video(9)).latents)
-    assert torch.equal(loaded.reconstruct(video(9)), tiny.reconstruct(video(9)))
+    assert torch.equal(loaded.encode(video(9, 24, 24)).latents, tiny.encode(video(9, 24, 24)).latents)
+    assert torch.equal(loaded.reconstruct(video(9, 24, 24)), tiny.reconstruct(video(9, 24, 24)))
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
     with pytest.raises(KinemaError, match=r"of class TransformerVideoTokenizer\) must hold a CausalVideoTokenizer"):
         CausalVideoTokenizer.from_pretrained(tmp_path)
@@ -327,16 +290,16 @@ def test_is_saved_and_loaded(tiny: TransformerVideoTokenizer, tmp_path):
 @torch.no_grad()
 def test_encoder_and_decoder_have_precisions_of_their_own():
     model = randomised(TransformerVideoTokenizer(**TINY))
-    exact = model.encode(video(5)).latents
+    exact = model.encode(video(5, 24, 24)).latents
     decoded = model.decode(exact).sample
     model.set_precision(decode=torch.bfloat16)
-    assert torch.equal(model.encode(video(5)).latents, exact)
+    assert torch.equal(model.encode(video(5, 24, 24)).latents, exact)
     rough = model.decode(exact).sample
     assert rough.dtype == torch.float32
     assert 0 < (rough - decoded).abs().max() < 0.1 * decoded.abs().max()
     model.set_precision()
     with torch.autocast("cpu", torch.bfloat16):
-        assert (model.encode(video(5)).latents - exact).abs().max() < 0.1 * exact.abs().max()
+        assert (model.encode(video(5, 24, 24)).latents - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -393,7 +356,7 @@ def test_a_preset_costs_what_its_row_says(name: str):
 @torch.no_grad()
 def test_golden_reconstruction(tiny: TransformerVideoTokenizer):
     """Any change of the arithmetic shows here; the values are this model's own under the seeds above."""
-    code = tiny.encode(video(9))
+    code = tiny.encode(video(9, 24, 24))
     assert code.latents.abs().mean().item() == pytest.approx(GOLDEN_LATENTS, rel=1e-4)
     assert tiny.decode(code.latents).sample.abs().mean().item() == pytest.approx(GOLDEN_VIDEO, rel=1e-4)
 

@@ -215,3 +215,10 @@ def test_networks_keep_nothing_between_clips(golden: dict[str, Tensor], models: 
     assert isinstance(decoder, Decoder)
     video = golden["5.video"].float()
     assert torch.equal(encoder(video), encoder(video))
+
+
+def test_there_are_no_presets():
+    with pytest.raises(
+        KinemaError, match=r"`preset` \(='kl'\) must be one of those of VidTokTokenizer, which has none"
+    ):
+        VidTokTokenizer.from_preset("kl")

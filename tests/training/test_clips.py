@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,23 @@ def test_unreadable_files_are_skipped_counted_and_named(folder, tmp_path, caplog
     assert "3 unreadable" in caplog.text
     assert all(name in caplog.text for name in names)
     assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".npy"]
+
+
+def test_a_file_of_too_many_frames_is_named(folder, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32, max_frames_per_file=15)
+    assert [Path(p.split()[0]).name for p in dataset.report.cut] == ["b.mp4"]
+    assert "only the first frames used" in caplog.text
+    assert "b.mp4 (15 frames)" in caplog.text
+
+
+def test_two_at_once_decode_the_same_file(folder, tmp_path):
+    """Processes that share a cache and begin together; neither breaks the other's files."""
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: cached_frames(folder / "sub/b.mp4", tmp_path / "cache", 32, 100), range(8)))
+    assert len(set(paths)) == 1
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [paths[0].name]
+    assert np.load(paths[0]).shape[0] == 20
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "unreadable"])
@@ -146,6 +165,15 @@ def test_validation_clips_are_scaled_to_cover_and_cropped_at_the_centre(folder):
     assert not torch.equal(clips[0], clips[1])
     expected = cover_frame(read_video(folder / "a.mp4").frames[2], 20, 20).permute(2, 0, 1).float() / 127.5 - 1
     torch.testing.assert_close(clips[0][:, 0], expected)
+
+
+def test_validation_clips_lie_evenly_in_a_file(folder):
+    frames = read_video(folder / "sub/b.mp4").frames
+    first = [clip[:, 0] for clip in centre_clips(folder / "sub/b.mp4", 3, (8, 20, 20))]
+    for start, got in zip((3, 6, 9), first, strict=True):
+        expected = cover_frame(frames[start], 20, 20).permute(2, 0, 1).float() / 127.5 - 1
+        torch.testing.assert_close(got, expected)
+    assert centre_clips(folder / "sub/b.mp4", 2, (50, 20, 20)).shape == (2, 3, 50, 20, 20)
 
 
 def test_cover_frame_keeps_the_aspect():

@@ -76,11 +76,24 @@ def test_value_outside_its_range_fails(name, value):
         ("discriminator_learning_rate", 0.0),
         ("lpips_frames", 0),
         ("max_skipped_steps", 0),
+        ("validation_clips", 0),
+        ("cache_short_side", 0),
+        ("latent_balance", 1.5),
+        ("score_lpips", -1.0),
+        ("betas", (0.9, 1.0)),
+        ("shapes", ("17x64",)),
+        ("validation_shape", "17x64"),
     ],
 )
 def test_tokenizer_value_outside_its_range_fails(name, value):
     with pytest.raises(KinemaError, match=f"`{name}`"):
         TokenizerTrainingConfig(preset="x", **{name: value})
+
+
+def test_clips_are_decoded_no_smaller_than_they_are_used():
+    config = TokenizerTrainingConfig(preset="x", shapes=("17x128x128", "1x256x192"), cache_short_side=144)
+    assert config.decoded_short_side == 256
+    assert dataclasses.replace(config, shapes=("17x64x64",)).decoded_short_side == 144
 
 
 def test_every_preset_can_be_trained():

@@ -26,6 +26,7 @@ def test_release_is_half_precision_without_paths(run, tmp_path):
     target = tmp_path / "weights" / "tiny"
     target.mkdir(parents=True)
     (target / "README.md").write_text("the card")
+    (target / "config.json").write_text("{}")
     (target / "stale.json").write_text("{}")
     size = release(run, target)
     assert size == sum(file.stat().st_size for file in target.rglob("*"))
@@ -51,3 +52,11 @@ def test_release_of_something_else_is_refused(tmp_path):
     with pytest.raises(KinemaError, match=r"training_config\.json"):
         release(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_release_replaces_no_other_folder(run, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(KinemaError, match=r"`target` \(=.*thesis\) must be a folder of a model"):
+        release(run, tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"

@@ -18,7 +18,7 @@ from kinema.training.checkpoint import Checkpoints, read_state
 from kinema.training.config import VALIDATION_PREFIXES, TokenizerTrainingConfig, from_dict
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.data.clips import centre_clips
-from kinema.training.tokenizer import AFTER_TRAINING, train
+from kinema.training.tokenizer import AFTER_TRAINING, LongClips, train
 
 
 @pytest.fixture
@@ -157,6 +157,46 @@ def test_linear_start_beats_random_weights(config):
         train(dataclasses.replace(config, output=run, num_steps=1, init_linear=init_linear), tiny())
         scores[init_linear] = read_state(run / "checkpoints/step-00000001").score
     assert scores[True] > scores[False] + 3
+
+
+@pytest.mark.parametrize("change", [{}, {"validation_clips": 2}])
+def test_scores_of_another_kind_do_not_count(config, change):
+    """A score that no training reaches, from before the change."""
+    train(dataclasses.replace(config, num_steps=3, save_every=3), tiny())
+    path = config.run_dir / "checkpoints/step-00000003/state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"score": 99.0, "best_score": 99.0}))
+    train(dataclasses.replace(config, resume=True, **change), tiny())
+    checkpoints = Checkpoints(config.run_dir / "checkpoints")
+    best, state = checkpoints.best(), read_state(checkpoints.all()[-1])
+    assert best is not None
+    assert (best.name, state.best_score == 99.0) == (("step-00000006", False) if change else ("step-00000003", True))
+
+
+def test_a_stop_on_request_is_evaluated_and_not_scored(config, monkeypatch):
+    stop_after(monkeypatch, 2)
+    train(config, tiny())
+    state = read_state(config.run_dir / "checkpoints/step-00000002")
+    assert (state.score, state.best_score) == (None, None)
+    assert "score" in state.metrics
+
+
+def test_the_linear_start_takes_clips_of_any_size(config):
+    train(dataclasses.replace(config, shapes=("6x18x20",), num_steps=1, init_linear=True), tiny())
+
+
+def test_statistics_and_starts_see_the_longest_clips(config):
+    clips = LongClips(TokenizerBatches(dataclasses.replace(config, shapes=("1x24x24", "5x16x16", "5x16x24"))), 3)
+    assert {clip.shape[1:] for clip in clips} == {(3, 5, 16, 24)}
+    assert torch.equal(clips[1], clips[1])
+    assert not torch.equal(clips[1], clips[2])
+
+
+def test_frozen_latents_need_the_statistics_they_began_with(config, tmp_path):
+    first = train(dataclasses.replace(config, output=tmp_path / "first", num_steps=1), tiny())
+    frozen = dataclasses.replace(config, freeze_encoder=True, init_from=first, num_steps=1)
+    train(frozen, CausalVideoTokenizer.from_pretrained(first))
+    with pytest.raises(KinemaError, match=r"`init_from` \(=None\) must be .*first/model again"):
+        train(dataclasses.replace(frozen, init_from=None, resume=True), tiny())
 
 
 def test_unknown_preset(config):

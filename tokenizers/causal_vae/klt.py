@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import fold, haar_fold
-from kinema.tokenizers.causal_vae.networks import Ratio
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Ratio
 from kinema.tokenizers.causal_vae.regression import LeastSquares, quantised_rows
+from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.quantizers.base import Bottleneck
 
 
@@ -26,6 +27,8 @@ class BlockCoder(Protocol):
 LARGEST_COVARIANCE = 8192
 """Blocks of more numbers than this (of 8x32x32: 24,576) get their components from a sample."""
 MOST_SAMPLES = 4096
+NO_COMPONENT = 1e-9
+"""Part of the largest variance below which a component is round-off."""
 
 
 def fit_klt(
@@ -42,13 +45,13 @@ def fit_klt(
     Args:
         encoder, decoder: their `linear_path` is overwritten.
         quantizer: the bottleneck between them.
-        videos: clips with whole latent steps, values in [-1, 1].
+        videos: clips, values in [-1, 1]; gone through twice where there is a `start_std` (an iterator is kept).
 
     Raises:
-        KinemaError: there is no clip, or there are too few for as many components.
+        KinemaError: there is no clip, or of blocks above `LARGEST_COVARIANCE` there are too few.
     """
     z = encoder.linear_path.out_features
-    if quantizer.start_std is not None:
+    if quantizer.start_std is not None and iter(videos) is videos:
         videos = list(videos)  # they are needed twice
     blocks = (_blocks(video, encoder) for video in videos)
     size = encoder.linear_path.in_features
@@ -75,7 +78,9 @@ def _fit_decoder(encoder: BlockCoder, decoder: BlockCoder, quantizer: Bottleneck
 
 
 def _blocks(video: Tensor, encoder: BlockCoder) -> Float[Tensor, "n d"]:
-    return rearrange(fold(haar_fold(video.float()), encoder.block_ratio), "b t h w c -> (b t h w) c")
+    t, h, _ = (haar * deep for haar, deep in zip(HAAR_RATIO, encoder.block_ratio, strict=True))
+    whole = pad_to_grid(video.float(), t, h)
+    return rearrange(fold(haar_fold(whole), encoder.block_ratio), "b t h w c -> (b t h w) c")
 
 
 Components = tuple[Float[Tensor, " d"], Float[Tensor, " z"], Float[Tensor, "z d"]]
@@ -92,7 +97,10 @@ def _components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Components:
         raise KinemaError("`videos` (=no clip) must hold at least one clip")
     mean = mean / count
     eigenvalues, eigenvectors = torch.linalg.eigh(moment / count - torch.outer(mean, mean))
-    return mean, eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).T
+    eigenvalues, basis = eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).T.contiguous()
+    # Clips of fewer components than channels (still ones) leave rows of noise: they get no direction.
+    basis[eigenvalues < NO_COMPONENT * eigenvalues[0].clamp_min(1e-12)] = 0
+    return mean, eigenvalues, basis
 
 
 def _sampled_components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Components:
@@ -112,6 +120,5 @@ def _sampled_components(blocks: Iterable[Float[Tensor, "n d"]], z: int) -> Compo
     eigenvalues, eigenvectors = eigenvalues[-z:].flip(0), eigenvectors[:, -z:].flip(1).float()
     length = (eigenvalues.clamp_min(0) * len(kept)).sqrt().float().clamp_min(1e-6)
     basis = eigenvectors.T @ centred / length.unsqueeze(1)
-    # Clips of fewer components than channels (still ones) leave rows of noise: they get no direction.
-    basis[eigenvalues < 1e-9 * eigenvalues[0].clamp_min(1e-12)] = 0
+    basis[eigenvalues < NO_COMPONENT * eigenvalues[0].clamp_min(1e-12)] = 0
     return mean.double(), eigenvalues, basis.double()

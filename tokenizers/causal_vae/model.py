@@ -8,7 +8,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.errors import KinemaError
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Decoder, Encoder, Ratio, block_ratio
@@ -32,6 +31,8 @@ class CausalVideoTokenizer(LatentTokenizer):
         latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
         codebook_size: number of codes of an LFQ, BSQ or VQ bottleneck.
     """
+
+    presets = PRESETS
 
     @register_to_config
     def __init__(
@@ -58,17 +59,6 @@ class CausalVideoTokenizer(LatentTokenizer):
         self.decoder = Decoder(3, z, decoder_widths, decoder_blocks, stages)
         deep = block_ratio(stages)
         self._temporal_ratio, self._spatial_ratio = HAAR_RATIO[0] * deep[0], HAAR_RATIO[1] * deep[1]
-
-    @classmethod
-    def from_preset(cls, name: str) -> "CausalVideoTokenizer":
-        """An untrained tokenizer.
-
-        Raises:
-            KinemaError: there is no preset of this name.
-        """
-        if name not in PRESETS:
-            raise KinemaError(f"`preset` (={name!r}) must be one of {', '.join(sorted(PRESETS))}")
-        return cls(**PRESETS[name])
 
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:

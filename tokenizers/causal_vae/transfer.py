@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.causal_vae.networks import Decoder, Encoder
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Decoder, Encoder
 from kinema.tokenizers.causal_vae.regression import LeastSquares, quantised_rows
+from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.quantizers.base import Bottleneck, DiscreteBottleneck
 
 
@@ -48,14 +49,17 @@ def transfer(
     Args:
         source: a trained tokenizer with continuous latents; its encoder and decoder have the target's shapes.
         target: overwritten.
-        videos: clips with whole latent steps, values in [-1, 1].
+        videos: clips, values in [-1, 1].
 
     Raises:
         KinemaError: the source is discrete or has fewer latent channels than the target, or there is no clip.
     """
     check_transfer(source, target)
     have, want = source.quantizer.latent_channels, target.quantizer.latent_channels
-    located = [rearrange(source.encoder(video)[:, :have], "b z t h w -> (b t h w) z") for video in videos]
+    t, h, _ = (haar * deep for haar, deep in zip(HAAR_RATIO, source.encoder.block_ratio, strict=True))
+    located = [
+        rearrange(source.encoder(pad_to_grid(video, t, h))[:, :have], "b z t h w -> (b t h w) z") for video in videos
+    ]
     if not located:
         raise KinemaError("`videos` (=no clip) must hold at least one clip")
     latents = torch.cat(located)

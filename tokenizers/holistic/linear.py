@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.causal_vae.networks import Decoder, Encoder, Ratio
+from kinema.tokenizers.quantizers.kl import KL
 from kinema.tokenizers.transformer.networks import to_blocks
 
 
@@ -100,7 +101,7 @@ def fit(
     device = encoder.transform.weight.device
     # The KLT is that of a convolutional tokenizer of the same block and channels, which is borrowed for it.
     one, two = Encoder(3, rank, rank, (1, 1), (0, 0), [ratio]), Decoder(3, rank, (1, 1), (0, 0), [ratio])
-    fit_klt(one.to(device), two.to(device), windows)
+    fit_klt(one.to(device), two.to(device), KL(rank), windows)
     encoder.transform.load_state_dict(one.linear_path.state_dict())
     decoder.transform.load_state_dict(two.linear_path.state_dict())
     squares = [

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
@@ -14,14 +13,14 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.tokenizers import base
 from kinema.tokenizers.base import LatentTokenizer
-from kinema.tokenizers.checks import check_latents, check_video, checked_chunks
+from kinema.tokenizers.checks import check_video
 from kinema.tokenizers.holistic.linear import fit
 from kinema.tokenizers.holistic.networks import TokenDecoder, TokenEncoder, TokenTrunk
 from kinema.tokenizers.holistic.presets import PRESETS
 from kinema.tokenizers.holistic.windows import Windows
 from kinema.tokenizers.interface import TokenizerOutput
 from kinema.tokenizers.quantizers import make_bottleneck
-from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
+from kinema.tokenizers.streaming import StreamCache, whole_steps
 
 # diffusers looks for the base class of a pipeline's component by this name in the component's own module.
 __all__ = ["NESTED_DROPOUT", "HolisticVideoTokenizer", "ModelMixin", "prefix_lengths"]
@@ -42,6 +41,10 @@ class HolisticVideoTokenizer(LatentTokenizer):
     and the last ones are filled by repeating the last frame and the edges, which decoding crops. Latents are
     ``(b, z, k, 1, n)``: k windows, n tokens; indices ``(b, k, 1, n)``. Any size goes through; tiling has no effect.
 
+    `decode` and `decode_stream` take any first n tokens of the windows. Height and width are those of a single window
+    unless told. In time a row of windows is the latent step: a wanted number of frames must end in the last one, and a
+    chunk of a stream holds all windows of one or more of them.
+
     Args (all are saved in the config):
         bottleneck: a name in `kinema.tokenizers.quantizers.BOTTLENECKS`: "kl", "fsq", ...
         latent_channels: channels of the latents, where the bottleneck does not say them.
@@ -58,10 +61,11 @@ class HolisticVideoTokenizer(LatentTokenizer):
         latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
     """
 
+    presets = PRESETS
+    has_grid = False
+
     encoder: TokenEncoder
     decoder: TokenDecoder
-
-    has_grid = False
 
     @register_to_config
     def __init__(
@@ -104,17 +108,6 @@ class HolisticVideoTokenizer(LatentTokenizer):
         self.num_tokens, self._nested_dropout = num_tokens, nested_dropout
         self._temporal_ratio, self._spatial_ratio = num_frames, size  # a window is one latent step
 
-    @classmethod
-    def from_preset(cls, name: str) -> "HolisticVideoTokenizer":
-        """An untrained tokenizer.
-
-        Raises:
-            KinemaError: there is no preset of this name.
-        """
-        if name not in PRESETS:
-            raise KinemaError(f"`preset` (={name!r}) must be one of {', '.join(sorted(PRESETS))}")
-        return cls(**PRESETS[name])
-
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
         """Sets the linear path of encoder and decoder to the transform code of these clips (see `linear.fit`).
@@ -149,61 +142,37 @@ class HolisticVideoTokenizer(LatentTokenizer):
         check_video(video)
         if num_tokens is not None and not 1 <= num_tokens <= self.num_tokens:
             raise KinemaError(f"`num_tokens` (={num_tokens}) must lie in 1..{self.num_tokens}")
-        return self._encode(video, sample=False, generator=None, num_tokens=num_tokens)[0]
+        return self._quantized(self._hidden(video, num_tokens), video.shape[2:])[0]
 
-    def _encode(
-        self, video: Tensor, sample: bool, generator: torch.Generator | None, num_tokens: int | None = None
-    ) -> tuple[TokenizerOutput, Tensor]:
-        b, _, t, h, w = video.shape
+    def _hidden(self, video: Tensor, num_tokens: int | None = None) -> Tensor:
         windows = self._windows_of(video).split(video.to(self._type_of(self.encoder))).flatten(0, 1)
         count = self.num_tokens if num_tokens is None else num_tokens
         tokens = torch.cat([self.encoder(part, count) for part in windows.split(self._at_once(len(windows)))])
-        code = self.quantizer(rearrange(tokens, "(b k) n c -> b c k 1 n", b=b), sample=sample, generator=generator)
-        output = TokenizerOutput(
-            latents=code.mode,
-            latent_dist=code.latent_dist,
-            indices=code.indices,
-            losses=code.losses,
-            num_frames=t,
-            height=h,
-            width=w,
-        )
-        return output, code.latents
+        return rearrange(tokens, "(b k) n c -> b c k 1 n", b=len(video))
 
-    @apply_forward_hook
-    def decode(
-        self, latents: Tensor, num_frames: int | None = None, height: int | None = None, width: int | None = None
-    ) -> DecoderOutput:
-        """Video of the first tokens, `.sample` ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
-
-        Args:
-            latents: ``(b, z, k, 1, n)``, as from `encode`, not normalised; n is the number of tokens that are there.
-            num_frames: Crop to so many frames, which must end in the last windows; all of them unless told.
-            height, width: Of the frames; one window unless told.
-
-        Raises:
-            KinemaError: The latents are not of this tokenizer, or the wanted size does not end in the last windows.
-        """
-        return DecoderOutput(sample=self._decode(latents, (num_frames, height, width), None))
-
-    def _decode(
-        self, latents: Tensor, clip: tuple[int | None, int | None, int | None], lengths: Int[Tensor, " g"] | None
-    ) -> Float[Tensor, "b 3 t h w"]:
-        check_latents(latents, self.latent_channels)
-        b, _, count, one, n = latents.shape
+    def _decoded(
+        self,
+        latents: Tensor,
+        num_frames: int | None,
+        height: int | None,
+        width: int | None,
+        lengths: Int[Tensor, " g"] | None = None,
+    ) -> Tensor:
+        """The video of all tokens that are there, or of the first so many of each window (`lengths`)."""
+        b, z, count, one, n = latents.shape
         if one != 1 or n > self.num_tokens:
             raise KinemaError(
-                f"`latents` (of shape {tuple(latents.shape)}) must be (batch, {self.latent_channels}, windows, 1, "
-                f"tokens) with at most {self.num_tokens} tokens"
+                f"`latents` (of shape {tuple(latents.shape)}) must be (batch, {z}, windows, 1, tokens) with at most "
+                f"{self.num_tokens} tokens"
             )
+        clip = num_frames, height, width
         layout = Windows.of_latents(self._temporal_ratio, self._spatial_ratio, count, clip)
         tokens = rearrange(latents, "b z k 1 n -> (b k) n z").to(self._type_of(self.decoder))
         some = self._at_once(len(tokens))
         present = [None] * len(tokens) if lengths is None else lengths.split(some)
         parts = [self.decoder(*part) for part in zip(tokens.split(some), present, strict=False)]
         video = layout.join(rearrange(torch.cat(parts), "(b k) ... -> b k ...", b=b))
-        t, h, w = clip
-        return video[:, :, :t, : h or self._spatial_ratio, : w or self._spatial_ratio]
+        return video[:, :, :num_frames, : height or self._spatial_ratio, : width or self._spatial_ratio]
 
     def forward(
         self,
@@ -215,74 +184,26 @@ class HolisticVideoTokenizer(LatentTokenizer):
 
         In training mode every window loses a random tail of its tokens before it is decoded.
         """
-        output, latents = self._encode(video, sample_posterior, generator)
+        output, latents = self._quantized(self._hidden(video), video.shape[2:], sample_posterior, generator)
         lengths = None
         if self.training and self._nested_dropout != "none":
             count = latents.shape[0] * latents.shape[2]
             lengths = prefix_lengths(count, self.num_tokens, self._nested_dropout, generator).to(latents.device)
         t, h, w = video.shape[2:]
-        return self._decode(latents, (t, h, w), lengths), output
+        return self._decoded(latents, t, h, w, lengths), output
 
-    # --- streams ---
-
-    @torch.no_grad()
-    def encode_stream(self, chunks: Iterable[Tensor], cache: StreamCache | None = None) -> Iterator[Tensor]:
-        """Tokens of a clip that comes in chunks, as soon as their windows are whole; equal to the whole clip's.
-
-        Args:
-            chunks: ``(b, 3, t, h, w)`` in [-1, 1], of any numbers of frames; taken one at a time, when needed.
-            cache: State of the stream (a new one unless given).
-
-        Yields:
-            ``(b, z, k, 1, n)``; the last windows are filled like those of a whole clip.
-
-        Raises:
-            KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
-        """
-        cache = open_stream(cache)
+    def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
         frames = self._temporal_ratio
-        for piece in whole_steps(checked_chunks(chunks), frames, base.PIECE_PIXELS, first=False):
+        for piece in whole_steps(chunks, frames, base.PIECE_PIXELS, first=False):
             cache.closed = bool(piece.shape[2] % frames)
             cache.first = False
-            yield self._encode(piece, sample=False, generator=None)[0].latents
+            yield self._hidden(piece)
 
-    @torch.no_grad()
-    def decode_stream(
-        self,
-        latents: Iterable[Tensor],
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        cache: StreamCache | None = None,
+    def _decoded_pieces(
+        self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
-        """Video of tokens that come in chunks; equal to decoding them all at once.
-
-        Args:
-            latents: ``(b, z, k, 1, n)``, of all windows of one or more steps in time; taken one at a time.
-            num_frames: Crop the whole video to so many frames, which must end in the last windows.
-            height, width: Of the frames; one window unless told.
-            cache: State of the stream (a new one unless given).
-
-        Yields:
-            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
-
-        Raises:
-            KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last windows, or the
-                cache's stream has ended.
-        """
-        cache = open_stream(cache)
-        given = 0
-        for chunk in latents:
-            if num_frames is not None and given >= num_frames:
-                raise KinemaError(f"`num_frames` (={num_frames}) must end in the last window, and more windows came")
-            video = self._decode(chunk, (None, height, width), None)
-            kept = video.shape[2] if num_frames is None else min(video.shape[2], num_frames - given)
-            given += video.shape[2]
-            cache.first = False
-            yield video[:, :, :kept]
-        least = max(given - self._temporal_ratio, 0) + 1
-        if num_frames is not None and not least <= num_frames <= given:
-            raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{given}, the last windows")
+        cache.first = False
+        yield self._decoded(latents, None, height, width)
 
     def _windows_of(self, video: Tensor) -> Windows:
         t, h, w = video.shape[2:]

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from math import ceil
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.interface import repeat_ends
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Windows:
         """The windows of a clip; the last frame is repeated, the right and bottom edges are replicated to fill them."""
         t, h, w = video.shape[2:]
         more = self.steps * self.num_frames - t, self.rows * self.size - h, self.columns * self.size - w
-        for axis, extra in zip((2, 3, 4), more, strict=True):
-            if extra:
-                edge = video.narrow(axis, video.shape[axis] - 1, 1)
-                video = torch.cat([video, edge.expand(*(extra if a == axis else -1 for a in range(5)))], dim=axis)
         return rearrange(
-            video, "b c (s f) (i p) (j q) -> b (s i j) c f p q", f=self.num_frames, p=self.size, q=self.size
+            repeat_ends(video, more),
+            "b c (s f) (i p) (j q) -> b (s i j) c f p q",
+            f=self.num_frames,
+            p=self.size,
+            q=self.size,
         )
 
     def join(self, windows: Float[Tensor, "b k c f p q"]) -> Float[Tensor, "b c t h w"]:

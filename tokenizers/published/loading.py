@@ -1,11 +1,7 @@
 """Any tokenizer by its name: kinema's own, VidTok's checkpoints, and auto-encoders of diffusers."""
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line, quiet_loading
 from kinema.tokenizers.interface import VideoTokenizer
 from kinema.tokenizers.registry import TOKENIZERS
 from kinema.weights import EMBEDDED, embedded_dir
@@ -41,13 +38,13 @@ def load_tokenizer(name: str | Path, device: str | torch.device = "cpu", argumen
     """
     check_name(name, argument)
     try:
-        with _quiet():
+        with quiet_loading():
             tokenizer: Any = _load(str(name))
     except KinemaError as error:
         raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {error}") from error
     # What diffusers and safetensors raise over files that are missing, cut short, or of another model.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {_one_line(error)}") from error
+        raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {one_line(error)}") from error
     return tokenizer.to(device).eval()
 
 
@@ -104,30 +101,6 @@ def _place(name: str) -> tuple[str, str | None]:
 def _load_own(class_name: str, place: str, subfolder: str | None) -> Any:
     cls = getattr(import_module(OWN[class_name]), class_name)
     return cls.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **_options(subfolder))
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers also logs what it raises, and draws bars over weights that load in no time."""
-    from diffusers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # An option that diffusers still passes to the hub's client, and that does nothing.
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _options(subfolder: str | None) -> dict[str, Any]:

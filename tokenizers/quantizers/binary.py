@@ -8,6 +8,7 @@ entropy never exceeds the sum of its parts'), tighter the larger the groups; gro
 arXiv 2406.07548, section 3.2, and one group of all bits is exact.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,13 +37,14 @@ class BinaryBottleneck(DiscreteBottleneck):
             group_bits: bits of a group in the entropy over a batch, see the module's text.
 
         Raises:
-            KinemaError: there are no bits or too many, or groups are empty or too large to lay out.
+            KinemaError: there are no bits or too many, groups are empty or too large to lay out, or codes are zero.
         """
         super().__init__()
         if not 1 <= num_bits <= MAX_BITS:
             raise KinemaError(f"`num_bits` (={num_bits}) must lie in 1..{MAX_BITS}")
         if not 1 <= group_bits <= 20:
             raise KinemaError(f"`group_bits` (={group_bits}) must lie in 1..20")
+        check_positive("scale", scale)
         self.latent_channels = self.in_channels = num_bits
         self.codebook_size = 2**num_bits
         self.scale = scale
@@ -58,9 +60,14 @@ class BinaryBottleneck(DiscreteBottleneck):
         if codebook_size is None:
             if latent_channels is None:
                 raise KinemaError(f"`codebook_size` (=None) must be given for the bottleneck {name!r}")
+            if not 1 <= latent_channels <= MAX_BITS:
+                raise KinemaError(f"`latent_channels` (={latent_channels}) must lie in 1..{MAX_BITS}, one for each bit")
             return cls(latent_channels)
-        if codebook_size < 2 or codebook_size & (codebook_size - 1):
-            raise KinemaError(f"`codebook_size` (={codebook_size}) must be a power of 2 for the bottleneck {name!r}")
+        if not 2 <= codebook_size <= 2**MAX_BITS or codebook_size & (codebook_size - 1):
+            raise KinemaError(
+                f"`codebook_size` (={codebook_size}) must be a power of 2, from 2 to 2^{MAX_BITS}, for the bottleneck "
+                f"{name!r}"
+            )
         num_bits = codebook_size.bit_length() - 1
         agree("latent_channels", latent_channels, num_bits, "the number of bits of `codebook_size`")
         return cls(num_bits)
@@ -89,6 +96,17 @@ class BinaryBottleneck(DiscreteBottleneck):
         # Autocast would multiply the mean probabilities, 2^-18 at times, in bfloat16.
         with without_autocast(logits):
             return code_entropy(positions).mean() - batch_entropy(positions, self.group_bits)
+
+
+def check_positive(argument: str, value: float) -> float:
+    """The value of an argument that must be a number above 0.
+
+    Raises:
+        KinemaError: it is not, or is infinite or no number.
+    """
+    if not 0.0 < value < math.inf:
+        raise KinemaError(f"`{argument}` (={value}) must be above 0 and finite")
+    return value
 
 
 def code_entropy(logits: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kinema.tokenizers.quantizers.base import BottleneckOutput
-from kinema.tokenizers.quantizers.binary import BinaryBottleneck
+from kinema.tokenizers.quantizers.binary import BinaryBottleneck, check_positive
 
 
 class BSQ(BinaryBottleneck):
@@ -29,9 +29,14 @@ class BSQ(BinaryBottleneck):
             inverse_temperature: τ of the soft quantisation. The default, 2·`num_bits`, gives each bit of a u that lies
                 on a code the probability 0.982 whatever the number of bits.
             group_bits: bits whose joint distribution over a batch is exact.
+
+        Raises:
+            KinemaError: an argument lies outside its range.
         """
         super().__init__(num_bits, scale=max(num_bits, 1) ** -0.5, group_bits=group_bits)
-        self.inverse_temperature = 2.0 * num_bits if inverse_temperature is None else inverse_temperature
+        if inverse_temperature is None:
+            inverse_temperature = 2.0 * num_bits
+        self.inverse_temperature = check_positive("inverse_temperature", inverse_temperature)
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.tokenizers.quantizers.base import BottleneckOutput
-from kinema.tokenizers.quantizers.binary import BinaryBottleneck
+from kinema.tokenizers.quantizers.binary import BinaryBottleneck, check_positive
 
 
 class LFQ(BinaryBottleneck):
@@ -24,9 +24,12 @@ class LFQ(BinaryBottleneck):
             num_bits: bits of a code, one per channel.
             temperature: of the soft assignment; at 1 a channel on its code has its bit with probability 0.982.
             group_bits: bits whose joint distribution over a batch is exact.
+
+        Raises:
+            KinemaError: an argument lies outside its range.
         """
         super().__init__(num_bits, scale=1.0, group_bits=group_bits)
-        self.temperature = temperature
+        self.temperature = check_positive("temperature", temperature)
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

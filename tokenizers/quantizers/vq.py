@@ -14,6 +14,12 @@ from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottlene
 
 _TABLE = 2**20  # largest table of latents × codes that exists at once, in numbers
 
+# Whether a code is dead is judged by so many of the latents that a code of the mean share gets, and by so many calls,
+# whose latents resemble each other. Fewer would take rare codes for dead ones; with more, an encoder that learns fast
+# leaves its codes behind before one of them is found dead.
+_JUDGED_BY_LATENTS = 10.0
+_JUDGED_BY_CALLS = 5.0
+
 
 class VQ(DiscreteBottleneck):
     """Replaces each latent by the nearest of `codebook_size` vectors; gradients pass straight through.
@@ -25,10 +31,15 @@ class VQ(DiscreteBottleneck):
         code  ← code + (1 - decay) · batch share / share · (batch mean - code)
 
     which is the moving average of sums over that of counts, written so that no number grows with the batch, and
-    half-precision weights hold it. The first such call takes its latents as codes; codes whose share falls below
-    `revive_below` times the mean share are put on latents of the batch, drawn by the generator. Processes of
-    `torch.distributed` see each other's latents, and have the same codebook after every call. There is no tensor of
-    latents × codes × channels, and none of latents × codes above 2^20 numbers.
+    half-precision weights hold it. A code starts on a latent with a share of 0: its first latents are simply averaged,
+    and it takes no smoothing to divide.
+
+    The first such call takes its latents as codes. Dead codes are put on latents of the batch, drawn by the generator
+    (Jukebox, arXiv 2005.00341, section 3.1). Dead is one whose share of the last few latents lies below `revive_below`
+    times the mean share; the few are ten latents a code, whatever the batch, and five calls at least, so that codes
+    come back as fast as the encoder leaves them. Processes of `torch.distributed` see each other's latents, and have
+    the same codebook after every call. There is no tensor of latents × codes × channels, and none of latents × codes
+    above 2^20 numbers.
 
     Losses:
         commitment: mean of (z - code)².
@@ -36,6 +47,7 @@ class VQ(DiscreteBottleneck):
 
     codebook: Tensor
     shares: Tensor
+    recent_shares: Tensor
     initialised: Tensor
 
     def __init__(
@@ -43,6 +55,7 @@ class VQ(DiscreteBottleneck):
         codebook_size: int,
         latent_channels: int,
         decay: float = 0.99,
+        memory: float = 100.0,
         revive_below: float = 0.1,
         cosine: bool = False,
     ):
@@ -50,8 +63,11 @@ class VQ(DiscreteBottleneck):
         Args:
             codebook_size: number of codes.
             latent_channels: channels of a code.
-            decay: of the moving averages, per call.
-            revive_below: share of a code, relative to 1 / `codebook_size`, below which it is dead; 0 lets codes die.
+            decay: of the moving averages, per call, at most.
+            memory: latents of a code of the mean share that an average spans, at most: it is precise with so many, and
+                large batches for few codes follow the encoder faster than `decay` says. Infinity leaves it at `decay`.
+            revive_below: recent share of a code, relative to 1 / `codebook_size`, below which it is dead; 0 lets codes
+                die.
             cosine: latents and codes have length 1 (arXiv 2110.04627, section 3.2).
 
         Raises:
@@ -64,14 +80,17 @@ class VQ(DiscreteBottleneck):
             raise KinemaError(f"`latent_channels` (={latent_channels}) must be at least 1")
         if not 0.0 <= decay < 1.0:
             raise KinemaError(f"`decay` (={decay}) must lie in [0, 1)")
+        if not memory > 0.0:
+            raise KinemaError(f"`memory` (={memory}) must be above 0")
         if not 0.0 <= revive_below < 1.0:
             raise KinemaError(f"`revive_below` (={revive_below}) must lie in [0, 1)")
         self.codebook_size = codebook_size
         self.latent_channels = self.in_channels = latent_channels
-        self.decay, self.revive_below, self.cosine = decay, revive_below, cosine
+        self.decay, self.memory, self.revive_below, self.cosine = decay, memory, revive_below, cosine
         codes = torch.randn(codebook_size, latent_channels)
         self.register_buffer("codebook", normalize(codes) if cosine else codes)
-        self.register_buffer("shares", torch.full((codebook_size,), 1.0 / codebook_size))
+        self.register_buffer("shares", torch.zeros(codebook_size))
+        self.register_buffer("recent_shares", torch.full((codebook_size,), 1.0 / codebook_size))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
 
     @classmethod
@@ -137,14 +156,19 @@ class VQ(DiscreteBottleneck):
             dist.all_reduce(sums)
         codes = self.codebook.float()
         batch_share = counts / counts.sum()
-        share = self.decay * self.shares.float() + (1 - self.decay) * batch_share
+        latents_per_code = counts.sum() / self.codebook_size
+        decay = (1 - latents_per_code / self.memory).clamp(0.0, self.decay)
+        share = decay * self.shares.float() + (1 - decay) * batch_share
         means = sums / counts.clamp_min(1.0).unsqueeze(1)
         # A code that got nothing has a weight of 0 and stays; where its share has run out, 0 / 0 must not move it.
-        weight = (1 - self.decay) * batch_share / share.clamp_min(torch.finfo(torch.float32).tiny)
+        weight = (1 - decay) * batch_share / share.clamp_min(torch.finfo(torch.float32).tiny)
         codes = codes + weight.unsqueeze(1) * (means - codes)
         self.codebook.copy_(normalize(codes) if self.cosine else codes)
         self.shares.copy_(share)
-        dead = share < self.revive_below / self.codebook_size
+        calls = (_JUDGED_BY_LATENTS / latents_per_code).clamp_min(_JUDGED_BY_CALLS)
+        recent = self.recent_shares.float().lerp(batch_share, 1 / calls)
+        self.recent_shares.copy_(recent)
+        dead = recent < self.revive_below / self.codebook_size
         if dead.any():
             self._put(dead, vectors, generator)
 
@@ -160,7 +184,9 @@ class VQ(DiscreteBottleneck):
             dist.all_gather(everyone, drawn.contiguous())
             drawn = torch.stack(everyone, dim=1).flatten(0, 1)[:number]
         self.codebook[which] = drawn.to(self.codebook.dtype)
-        self.shares[which] = 1.0 / self.codebook_size
+        self.shares[which] = 0.0
+        # Twice what a dead code has: one that is missed by the next latents as well is soon put elsewhere.
+        self.recent_shares[which] = min(2.0 * self.revive_below, 1.0) / self.codebook_size
 
 
 def _sum_by_index(vectors: Float[Tensor, "n z"], indices: Int[Tensor, " n"], size: int) -> Float[Tensor, "k z"]:

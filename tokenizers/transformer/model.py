@@ -45,6 +45,8 @@ class TransformerVideoTokenizer(LatentTokenizer):
         latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
     """
 
+    presets = PRESETS
+
     encoder: Encoder
     decoder: Decoder
 
@@ -81,17 +83,6 @@ class TransformerVideoTokenizer(LatentTokenizer):
         self.encoder = Encoder(self.quantizer.in_channels, z, of_cell, encoder)
         self.decoder = Decoder(z, of_cell, decoder)
         self._temporal_ratio, self._spatial_ratio = of_cell[0], of_cell[1]
-
-    @classmethod
-    def from_preset(cls, name: str) -> "TransformerVideoTokenizer":
-        """An untrained tokenizer.
-
-        Raises:
-            KinemaError: there is no preset of this name.
-        """
-        if name not in PRESETS:
-            raise KinemaError(f"`preset` (={name!r}) must be one of {', '.join(sorted(PRESETS))}")
-        return cls(**PRESETS[name])
 
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:

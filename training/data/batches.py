@@ -32,21 +32,23 @@ class TokenizerBatches:
         shares = torch.tensor(config.shape_weights or [1.0] * len(self.shapes), dtype=torch.float64)
         self.shape_bounds = (shares.cumsum(0) / shares.sum())[:-1]
         self.sources = [None if name == TOYBOX else self._folder(name) for name in config.data]
+        self.longest = max(self.shapes, key=lambda shape: (shape[0], _volume(shape)))
         self.toyboxes = {s: make_toybox(config, s, "train") for s in self.shapes if TOYBOX in config.data}
         self.weights = source_weights(config)
 
     def _folder(self, name: str) -> ClipsDataset:
         config = self.config
         return ClipsDataset(
-            [name], config.run_cache_dir, short_side=config.cache_short_side, hold_out=config.validation
+            [name], config.run_cache_dir, short_side=config.decoded_short_side, hold_out=config.validation
         )
 
-    def __call__(self, step: int) -> Float[Tensor, "b 3 t h w"]:
-        """The batch of a step, pixels in [-1, 1]."""
+    def __call__(self, step: int, shape: tuple[int, int, int] | None = None) -> Float[Tensor, "b 3 t h w"]:
+        """The batch of a step, pixels in [-1, 1]; of one of the shapes, or of the one drawn for the step."""
         config = self.config
-        # All processes take the same size in a step, so that none waits for another.
-        draw = torch.rand(1, generator=step_generator(config.seed, 0, step, "shape")).double()
-        shape = self.shapes[int(torch.searchsorted(self.shape_bounds, draw, right=True))]
+        if shape is None:
+            # All processes take the same size in a step, so that none waits for another.
+            draw = torch.rand(1, generator=step_generator(config.seed, 0, step, "shape")).double()
+            shape = self.shapes[int(torch.searchsorted(self.shape_bounds, draw, right=True))]
         first = self.shapes[0]
         num_clips = max(1, round(config.batch_size * _volume(first) / _volume(shape)))
 
@@ -81,7 +83,7 @@ class TokenizerBatches:
         shape = parse_shape(self.config.validation_shape)
         for name in self.config.data:
             if name == TOYBOX:
-                toybox = make_toybox(self.config, self.shapes[0], "validation")
+                toybox = make_toybox(self.config, shape, "validation")
                 clips[TOYBOX] = toybox.batch(range(4 * self.config.validation_clips)).video
                 continue
             for file in list_videos(Path(name)):

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.files import atomic_path
 from kinema.video import VideoReader
 
 logger = logging.getLogger(__name__)
@@ -57,17 +59,20 @@ class ClipsReport:
         num_files: video files found.
         num_frames: frames decoded from the readable ones.
         unreadable: reason for each file that was skipped.
+        cut: files of which only the first frames are used, because they have more than `max_frames_per_file`.
         held_out: files left out because of their name.
     """
 
     num_files: int = 0
     num_frames: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.num_files} files, {self.num_frames} frames, {len(self.unreadable)} unreadable"]
         lines += [f"  skipped {name}: {reason}" for name, reason in sorted(self.unreadable.items())]
+        lines += [f"  only the first frames used: {name}" for name in self.cut]
         return "\n".join(lines)
 
 
@@ -113,7 +118,7 @@ class ClipsDataset:
                     self.report.held_out.append(str(file))
                     continue
                 self._add(file, Path(cache_dir), captions.get(file.relative_to(folder).as_posix(), ""))
-        if self.report.unreadable:
+        if self.report.unreadable or self.report.cut:
             logger.warning("%s", self.report)
         if not self.sources and only is None:
             names = ", ".join(map(str, folders))
@@ -128,6 +133,8 @@ class ClipsDataset:
             return
         t, h, w, _ = np.load(cache, mmap_mode="r").shape
         self.report.num_frames += t
+        if t == self.max_frames_per_file:  # or exactly as long, which is not known any more
+            self.report.cut.append(f"{file} ({t} frames)")
         self.sources.append(ClipSource(file, cache, (t, h, w), caption))
 
     def __len__(self) -> int:
@@ -218,10 +225,14 @@ def centre_clips(path: Path, num_clips: int, shape: tuple[int, int, int]) -> Flo
     """
     frames, height, width = shape
     with VideoReader(path) as reader:
-        decoded = torch.stack([cover_frame(frame, height, width) for frame in reader])
-    last_start = max(0, len(decoded) - frames)
-    starts = np.linspace(0, last_start, num_clips + 2).round().astype(int)[1:-1]
-    clips = [decoded[bounce(start + np.arange(frames), len(decoded))] for start in starts]
+        length = sum(1 for _ in reader)
+    starts = np.linspace(0, max(0, length - frames), num_clips + 2).round().astype(int)[1:-1]
+    wanted = [bounce(start + np.arange(frames), length) for start in starts]
+    used = {int(i) for index in wanted for i in index}
+    # Read a second time, since a long file does not fit into memory.
+    with VideoReader(path) as reader:
+        kept = {i: cover_frame(frame, height, width) for i, frame in enumerate(reader) if i in used}
+    clips = [torch.stack([kept[int(i)] for i in index]) for index in wanted]
     return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
@@ -286,29 +297,26 @@ def cached_frames(path: Path, cache_dir: Path, short_side: int, max_frames: int)
         return target
     cache_dir.mkdir(parents=True, exist_ok=True)
     # Frames go to a raw file one by one, so that a long video needs no memory; the shape is known only at the end.
-    raw, temporary = target.with_suffix(".raw"), target.with_suffix(".tmp")
-    try:
+    # Both files have names of their own: another process may be doing the same.
+    with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".raw") as raw, atomic_path(target) as temporary:
         count, shape = 0, None
-        with VideoReader(path) as reader, raw.open("wb") as out:
+        with VideoReader(path) as reader:
             for frame in reader:
                 small = cover_frame(frame, short_side, short_side, crop=False)
                 if shape is not None and small.shape != shape:
                     raise KinemaError(f"`path` (={path}) must have frames of one size")
                 shape = small.shape
-                out.write(small.numpy().tobytes())
+                raw.write(small.numpy().tobytes())
                 count += 1
                 if count == max_frames:
                     break
         if shape is None:
             raise KinemaError(f"`path` (={path}) must have a decodable frame")
+        raw.flush()
         array = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(count, *shape))
-        array[:] = np.memmap(raw, dtype=np.uint8, mode="r", shape=(count, *shape))
+        array[:] = np.memmap(raw.name, dtype=np.uint8, mode="r", shape=(count, *shape))
         array.flush()
         del array
-        temporary.replace(target)
-    finally:
-        raw.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
     return target
 
 

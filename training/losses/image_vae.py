@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.generation.loading import one_line, quiet_loading
+from kinema.loading import one_line, quiet_loading
 
 
 class ImageVAE:

@@ -1,0 +1,33 @@
+"""What every loading of a model needs: errors of one line, and diffusers quiet."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import CRITICAL
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The message of an error in one line, cut where it is too long; the kind of error where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within, diffusers logs nothing (it logs what it raises as well), and its bars are for terminals."""
+    from diffusers.utils import logging
+
+    verbosity, hide_bars = logging.get_verbosity(), logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    logging.set_verbosity(CRITICAL)
+    if hide_bars:
+        logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # An option that diffusers still passes to the hub's client, and that does nothing.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if hide_bars:
+            logging.enable_progress_bar()
