@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -145,7 +146,8 @@ class Worker:
     def __init__(self, name: str, threads: int, device: str) -> None:
         command = [sys.executable, __file__, "--work", name, "--threads", str(threads), "--device", device]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (`close`); a pipe that nobody reads would stop a talkative peer
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.said, text=True)
         self.error: str | None = None
         self.about = self._answer()
 
@@ -159,11 +161,12 @@ class Worker:
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
-        assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if not line:
-            said = self.process.stderr.read().strip().splitlines()
-            self.error = said[-1] if said else f"ended with status {self.process.wait()}"
+            status = self.process.wait()
+            self.said.seek(0)
+            said = self.said.read().strip().splitlines()
+            self.error = said[-1] if said else f"ended with status {status}"
             return None
         return json.loads(line)
 
@@ -171,6 +174,7 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self.said.close()
 
 
 def measure(workers: dict[str, Worker], size: str, repeats: int) -> dict[str, dict[str, Any]]:

@@ -66,12 +66,12 @@ class Tiling:
 
 
 def run_tiled(
-    network: Callable[[Tensor, StreamCache | None], Tensor],
+    network: Callable[[Tensor, StreamCache], Tensor],
     x: Float[Tensor, "b c t h w"],
     tiling: Tiling,
     cell_in: int,
     cell_out: int,
-    cache: StreamCache | None,
+    cache: StreamCache,
 ) -> Float[Tensor, "b d u i j"]:
     """A network over a frame in parts.
 
@@ -80,15 +80,14 @@ def run_tiled(
         x: Its input; height and width are multiples of `cell_in`.
         tiling: How the frame is cut.
         cell_in, cell_out: Pixels of a latent cell in the input and in the output (1 for latents).
-        cache: Of the stream, if it is one; every part has a cache of its own in it.
+        cache: Of the stream; every part has a cache of its own in it.
     """
     height, width = x.shape[3] // cell_in, x.shape[4] // cell_in
     out: Tensor | None = None
     for rows, columns in tiling.parts(height, width):
         part = x[..., rows.start * cell_in : rows.stop * cell_in, columns.start * cell_in : columns.stop * cell_in]
-        own = None if cache is None else cache.tile((rows.keep_start, columns.keep_start))
-        if own is not None and cache is not None:
-            own.first = cache.first
+        own = cache.tile((rows.keep_start, columns.keep_start))
+        own.first = cache.first
         y = network(part, own)
         if out is None:
             out = torch.empty(*y.shape[:3], height * cell_out, width * cell_out, dtype=y.dtype, device=y.device)

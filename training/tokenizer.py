@@ -162,7 +162,7 @@ class TokenizerTask(Task[Tensor]):
             return {}
         total = CodebookUsage(self.usage.codebook_size)
         for codes, counts in gather_object([(self.usage.codes, self.usage.counts)]):
-            total.update(codes.repeat_interleave(counts))
+            total.add(codes, counts)
         self.usage.reset()
         return total.compute() if len(total.codes) else {}
 
@@ -177,12 +177,14 @@ class TokenizerTask(Task[Tensor]):
             psnrs, lpips = [], []
             for clip in clips:
                 video = clip[None].to(tokenizer.device)
-                reconstruction = tokenizer.reconstruct(video).float()
+                code = tokenizer.encode(video)
+                sizes = code.num_frames, code.height, code.width
+                reconstruction = tokenizer.decode(code.latents, *sizes).sample.clamp(-1, 1).float()
                 psnrs.append(float(clip_psnr(clip[None], reconstruction.cpu())))
                 if self.score_lpips is not None:
                     lpips.append(float(self.score_lpips(reconstruction, video)))
                 if usage is not None:
-                    usage.update(tokenizer.encode(video).indices)
+                    usage.update(code.indices)
             scores[name] = sum(psnrs) / len(psnrs)
             if lpips:
                 distances[name] = sum(lpips) / len(lpips)

@@ -18,6 +18,7 @@ ARCHITECTURES = (
     "fsq-4x8x8-32768",
     "lfq-4x8x8-262144",
     "bsq-4x8x8-262144",
+    "vq-4x8x8-8192",
     "kl-8x8x8-c16",
     "kl-4x16x16-c32",
     "fsq-8x16x16-4096",

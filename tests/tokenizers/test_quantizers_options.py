@@ -123,12 +123,12 @@ def test_usage_refuses_indices_outside_and_figures_of_nothing():
     usage = CodebookUsage(8)
     with pytest.raises(KinemaError, match=r"`indices` \(=-1\.\.3\) must lie in 0\.\.7"):
         usage.update(torch.tensor([3, -1]))
-    with pytest.raises(KinemaError, match=r"at least one index"):
+    with pytest.raises(KinemaError, match=r"`indices` .* at least one"):
         usage.compute()
     with pytest.raises(KinemaError, match=r"`codebook_size` \(=0\)"):
         CodebookUsage(0)
     usage.update(torch.tensor([3]))
     assert usage.compute() == {"codebook_usage": 1 / 8, "perplexity": 1.0}
     usage.reset()
-    with pytest.raises(KinemaError, match=r"at least one index"):
+    with pytest.raises(KinemaError, match=r"`indices` .* at least one"):
         usage.compute()

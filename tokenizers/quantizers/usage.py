@@ -44,6 +44,10 @@ class CodebookUsage:
         low, high = int(codes[0]), int(codes[-1])
         if low < 0 or high >= self.codebook_size:
             raise KinemaError(f"`indices` (={low}..{high}) must lie in 0..{self.codebook_size - 1}")
+        self.add(codes, counts)
+
+    def add(self, codes: Int[Tensor, " n"], counts: Int[Tensor, " n"]) -> None:
+        """Adds what another process has counted: its `codes` and `counts`."""
         self.codes, place = torch.unique(torch.cat([self.codes, codes]), return_inverse=True)
         merged = torch.zeros_like(self.codes)
         self.counts = merged.index_add_(0, place, torch.cat([self.counts, counts]))
@@ -60,7 +64,7 @@ class CodebookUsage:
             KinemaError: nothing was counted.
         """
         if len(self.codes) == 0:
-            raise KinemaError("`update` (=0 indices) must have been given at least one index")
+            raise KinemaError("`indices` (=none so far) must have been given to `update`, at least one")
         frequencies = self.counts.double() / self.counts.sum()
         entropy = -(frequencies * frequencies.log()).sum()
         return {"codebook_usage": len(self.codes) / self.codebook_size, "perplexity": float(entropy.exp())}
