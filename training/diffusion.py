@@ -34,6 +34,7 @@ from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.tokenizer import load_tokenizer
 from kinema.video import to_uint8
+from kinema.weights import EMBEDDED, embedded_dir
 
 logger = logging.getLogger(__name__)
 
@@ -242,13 +243,14 @@ def start_model(config: DiffusionTrainingConfig, **arguments: int) -> VideoTrans
 
 
 def load_pipeline(folder: Path, argument: str) -> Any:
-    """The pipeline in a folder, for the setting `argument`.
+    """The pipeline in a folder, or the embedded one of this name, for the setting `argument`.
 
     Raises:
         KinemaError: the folder holds none.
     """
     try:
-        return KinemaPipeline.from_pretrained(folder)
+        embedded = str(folder) in EMBEDDED and not folder.is_dir()
+        return KinemaPipeline.from_pretrained(embedded_dir(str(folder)) if embedded else folder)
     except KinemaError as error:
         raise KinemaError(f"`{argument}` (={folder}) must be the folder of a pipeline: {error}") from error
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from kinema.generation.text import build_word_tokenizer
 from kinema.training import loop
 from kinema.training.checkpoint import read_state
 from kinema.training.config import DiffusionTrainingConfig, from_dict
-from kinema.training.diffusion import DiffusionTask, epoch_order, train
+from kinema.training.diffusion import DiffusionTask, epoch_order, load_pipeline, train
 from kinema.training.loop import make_accelerator
 
 
@@ -80,6 +81,12 @@ def test_init_from_starts_with_the_weights_and_words_of_a_pipeline(config, tmp_p
     assert not [name for name in weights if not torch.equal(weights[name], started[name])]
     assert task.text_tokenizer.get_vocab() == KinemaPipeline.from_pretrained(folder).tokenizer.get_vocab()
     train(config)
+
+
+def test_init_from_takes_an_embedded_name():
+    assert load_pipeline(Path("toybox"), "init_from").transformer.config.dim == 256
+    with pytest.raises(KinemaError, match=r"`init_from` \(=kl-4x8x8-c16\) must be the folder of a pipeline"):
+        load_pipeline(Path("kl-4x8x8-c16"), "init_from")
 
 
 def test_init_from_must_fit(config, tmp_path, tiny_tokenizer_folder):
