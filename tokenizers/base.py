@@ -209,6 +209,11 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         output, latents = self._quantized(self._hidden(video), video.shape[2:], sample_posterior, generator)
         return self._decoded(latents, *video.shape[2:]), output
 
+    def freeze_linear(self) -> None:
+        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
+        self.encoder.linear_path.requires_grad_(False)
+        self.decoder.linear_path.requires_grad_(False)
+
     # --- streams ---
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Streams and tiles give what the whole clip and the whole frame give."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -205,16 +206,18 @@ def test_tiles_are_the_whole_frame(tiny: CausalVideoTokenizer, height: int, widt
 @torch.no_grad()
 def test_the_context_is_what_it_says(tiny: CausalVideoTokenizer):
     """A cell further away changes nothing, and the furthest that may does."""
-    for network, channels, cell in ((tiny.encoder, 3, 8), (tiny.decoder, 4, 1)):
+    for original, channels, cell in ((tiny.encoder, 3, 8), (tiny.decoder, 4, 1)):
+        network = copy.deepcopy(original).double()  # what comes from far is too little for float32
         size = 2 * network.context + 3
-        x = torch.randn(1, channels, 1, cell, cell * size, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(1, channels, 1, cell, cell * size, generator=torch.Generator().manual_seed(0)).double()
         other = x.clone()
         other[..., (size // 2) * cell : (size // 2 + 1) * cell] += 1
         changed = (network(x) - network(other)).abs().amax(dim=(0, 1, 2, 3))
         changed = changed.unflatten(0, (size, -1)).amax(dim=1)
         assert changed[0] == 0
         assert changed[-1] == 0
-        assert changed[1 : network.context].max() > 0
+        assert changed[1] > 0
+        assert changed[-2] > 0
 
 
 @given(size=st.integers(1, 200), tile=st.integers(1, 60), context=st.integers(0, 20), grain=st.sampled_from([1, 4, 8]))

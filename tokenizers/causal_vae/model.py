@@ -64,8 +64,3 @@ class CausalVideoTokenizer(LatentTokenizer):
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
         """Sets the linear path of encoder and decoder to the KLT of these clips, whitened (see `klt.fit_klt`)."""
         fit_klt(self.encoder, self.decoder, self.quantizer, videos)
-
-    def freeze_linear(self) -> None:
-        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
-        self.encoder.linear_path.requires_grad_(False)
-        self.decoder.linear_path.requires_grad_(False)

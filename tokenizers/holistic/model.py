@@ -118,11 +118,6 @@ class HolisticVideoTokenizer(LatentTokenizer):
         windows = (self._windows_of(video).split(video).flatten(0, 1) for video in videos)
         fit(self.encoder.linear_path, self.decoder.linear_path, self.encoder.block_ratio, windows)
 
-    def freeze_linear(self) -> None:
-        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
-        self.encoder.linear_path.requires_grad_(False)
-        self.decoder.linear_path.requires_grad_(False)
-
     # --- whole clips ---
 
     @apply_forward_hook
