@@ -1,22 +1,19 @@
 """Training configurations: typed, frozen, saved with the weights.
 
-A preset names a model and the settings it trains with by default. The tables at the end are the presets.
+The settings that presets train with are in `presets.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.registry import PRESETS, preset_config
 from kinema.training.config_json import from_dict, save_config, to_dict
 
 VALIDATION_PREFIXES = ("bunny_", "cat_", "pedestrians_", "splide_")
 """The clips that the embedded tokenizer was not trained on."""
 
 __all__ = [
-    "DIFFUSION_PRESETS",
-    "TOKENIZER_PRESETS",
     "VALIDATION_PREFIXES",
     "DiffusionTrainingConfig",
     "TokenizerTrainingConfig",
@@ -24,11 +21,8 @@ __all__ = [
     "from_dict",
     "parse_shape",
     "save_config",
-    "select_preset",
     "to_dict",
 ]
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +141,20 @@ _WEIGHTS = (
     *("mse_weight", "l1_weight", "charbonnier_weight", "lpips_weight", "kl_weight", "entropy_weight"),
     *("commitment_weight", "adversarial_weight", "lecam_weight", "image_vae_weight", "image_decode_weight"),
 )
+
+_NEEDS = {
+    "lpips_frames": "lpips_weight",
+    "image_vae_weight": "image_vae",
+    "image_decode_weight": "image_vae",
+    "lecam_weight": "adversarial_weight",
+    "adversarial_adaptive": "adversarial_weight",
+    "adversarial_start": "adversarial_weight",
+    "discriminator_lead": "adversarial_weight",
+    "discriminator_width": "adversarial_weight",
+    "discriminator_levels": "adversarial_weight",
+    "discriminator_learning_rate": "adversarial_weight",
+}
+"""Settings that have no effect without another one: given alone, they are a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +286,10 @@ class TokenizerTrainingConfig(TrainingConfig):
             len(self.shape_weights) in (0, len(self.shapes)) and all(w > 0 for w in self.shape_weights),
             f"be one positive number for each of the {len(self.shapes)} entries of `shapes`",
         )
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, needed in _NEEDS.items():
+            effect = getattr(self, name) == defaults[name] or bool(getattr(self, needed))
+            _require(self, name, effect, f"not be given without `{needed}`")
         _require(
             self, "image_vae", not (self.image_vae and self.freeze_encoder), "not be combined with `freeze_encoder`"
         )
@@ -355,61 +367,3 @@ def parse_shape(text: str, argument: str = "shape") -> tuple[int, int, int]:
 def _require(config: Any, name: str, holds: bool, constraint: str) -> None:
     if not holds:
         raise KinemaError(f"`{name}` (={getattr(config, name)}) must {constraint}")
-
-
-# What the embedded models were trained with, but for their time limits; Muon likes this rate.
-_TOKENIZER: dict[str, Any] = dict(
-    init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
-)
-
-# What differs from `_TOKENIZER` in the training of a preset, and of those that are not here.
-_OF_PRESET: dict[str, dict[str, Any]] = {
-    "kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5, validation_shape="17x64x64")
-}
-_OTHERS: dict[str, Any] = dict(batch_size=4, cache_short_side=144)
-_FSQ: dict[str, Any] = _OTHERS | dict(entropy_weight=0.01)
-
-
-def _shapes_of(preset: str) -> tuple[str, ...]:
-    """The clips that a preset trains on: a holistic tokenizer's are its window."""
-    config = preset_config(preset)
-    return (f"{config['num_frames']}x{config['size']}x{config['size']}",) if "num_tokens" in config else ("17x64x64",)
-
-
-TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
-    name: TokenizerTrainingConfig(
-        preset=name,
-        shapes=_shapes_of(name),
-        **_TOKENIZER,
-        **_OF_PRESET.get(name, _FSQ if preset_config(name).get("bottleneck") == "fsq" else _OTHERS),
-    )
-    for name in PRESETS
-}
-
-DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
-    config.preset: config
-    for config in (
-        DiffusionTrainingConfig(preset="tiny", batch_size=16, num_steps=1000, num_clips=1000, learning_rate=2e-3),
-        DiffusionTrainingConfig(
-            preset="toybox-s",
-            batch_size=32,
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            warmup_steps=100,
-            ema_decay=0.998,
-            sample_every=500,
-            eval_every=500,
-        ),
-    )
-}
-
-
-def select_preset(presets: dict[str, Config], name: str) -> Config:
-    """The entry of a table of presets.
-
-    Raises:
-        KinemaError: there is none of this name.
-    """
-    if name not in presets:
-        raise KinemaError(f"`preset` (={name}) must be one of {', '.join(presets)}")
-    return presets[name]

@@ -24,12 +24,13 @@ from kinema.generation.text import (
 )
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.tokenizers.interface import latent_shape
-from kinema.training.config import DIFFUSION_PRESETS, DiffusionTrainingConfig, parse_shape, select_preset, to_dict
+from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
+from kinema.training.presets import DIFFUSION_PRESETS, select_preset
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.tokenizer import load_tokenizer

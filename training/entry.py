@@ -13,7 +13,8 @@ from typing import Annotated, TypeVar
 import tyro
 
 from kinema.errors import KinemaError
-from kinema.training.config import TrainingConfig, select_preset
+from kinema.training.config import TrainingConfig
+from kinema.training.presets import select_preset
 
 Config = TypeVar("Config", bound=TrainingConfig)
 Parsed = TypeVar("Parsed")

@@ -22,7 +22,7 @@ from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.published.loading import load_tokenizer as load_any
 from kinema.tokenizers.quantizers.usage import CodebookUsage
 from kinema.tokenizers.registry import make_tokenizer
-from kinema.training.config import TOKENIZER_PRESETS, TokenizerTrainingConfig, select_preset
+from kinema.training.config import TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.entry import parse_arguments, run_log
 from kinema.training.latent_statistics import measure_latents
@@ -33,6 +33,7 @@ from kinema.training.losses.image_vae import ImageVAE
 from kinema.training.losses.perceptual import make_lpips, some_frames
 from kinema.training.losses.reconstruction import charbonnier, l1, mse
 from kinema.training.optimization import process_mean
+from kinema.training.presets import TOKENIZER_PRESETS, select_preset
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.task import Companion, Task

@@ -7,17 +7,9 @@ import pytest
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.registry import PRESETS
-from kinema.training.config import (
-    DIFFUSION_PRESETS,
-    TOKENIZER_PRESETS,
-    DiffusionTrainingConfig,
-    TokenizerTrainingConfig,
-    from_dict,
-    parse_shape,
-    select_preset,
-    to_dict,
-)
+from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, from_dict, parse_shape, to_dict
 from kinema.training.entry import parse_arguments
+from kinema.training.presets import DIFFUSION_PRESETS, TOKENIZER_PRESETS, select_preset
 from kinema.training.tokenizer import main
 
 
@@ -62,6 +54,21 @@ def test_value_of_wrong_type_fails(name, value):
 def test_value_outside_its_range_fails(name, value):
     with pytest.raises(KinemaError, match=f"`{name}`"):
         TokenizerTrainingConfig(preset="x", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed", "there"),
+    [
+        ("lpips_frames", 2, "lpips_weight", 0.1),
+        ("image_decode_weight", 1.0, "image_vae", "folder"),
+        ("lecam_weight", 0.01, "adversarial_weight", 0.1),
+        ("discriminator_lead", 100, "adversarial_weight", 0.1),
+    ],
+)
+def test_a_setting_without_what_it_acts_on_fails(name, value, needed, there):
+    with pytest.raises(KinemaError, match=rf"`{name}` \(={value}\) must not be given without `{needed}`"):
+        TokenizerTrainingConfig(preset="x", **{name: value})
+    assert getattr(TokenizerTrainingConfig(preset="x", **{name: value, needed: there}), name) == value
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""The settings that presets train with by default; a preset names a model as well."""
+
+from typing import Any, TypeVar
+
+from kinema.errors import KinemaError
+from kinema.tokenizers.registry import PRESETS, preset_config
+from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+
+Config = TypeVar("Config")
+
+# What the embedded models were trained with, but for their time limits; Muon likes this rate.
+_TOKENIZER: dict[str, Any] = dict(
+    init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
+)
+
+# What differs from `_TOKENIZER` in the training of a preset, and of those that are not here.
+_OF_PRESET: dict[str, dict[str, Any]] = {
+    "kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5, validation_shape="17x64x64")
+}
+_OTHERS: dict[str, Any] = dict(batch_size=4, cache_short_side=144)
+_FSQ: dict[str, Any] = _OTHERS | dict(entropy_weight=0.01)
+
+
+def _shapes_of(preset: str) -> tuple[str, ...]:
+    """The clips that a preset trains on: a holistic tokenizer's are its window."""
+    config = preset_config(preset)
+    return (f"{config['num_frames']}x{config['size']}x{config['size']}",) if "num_tokens" in config else ("17x64x64",)
+
+
+TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
+    name: TokenizerTrainingConfig(
+        preset=name,
+        shapes=_shapes_of(name),
+        **_TOKENIZER,
+        **_OF_PRESET.get(name, _FSQ if preset_config(name).get("bottleneck") == "fsq" else _OTHERS),
+    )
+    for name in PRESETS
+}
+
+DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
+    config.preset: config
+    for config in (
+        DiffusionTrainingConfig(preset="tiny", batch_size=16, num_steps=1000, num_clips=1000, learning_rate=2e-3),
+        DiffusionTrainingConfig(
+            preset="toybox-s",
+            batch_size=32,
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            warmup_steps=100,
+            ema_decay=0.998,
+            sample_every=500,
+            eval_every=500,
+        ),
+    )
+}
+
+
+def select_preset(presets: dict[str, Config], name: str) -> Config:
+    """The entry of a table of presets.
+
+    Raises:
+        KinemaError: there is none of this name.
+    """
+    if name not in presets:
+        raise KinemaError(f"`preset` (={name}) must be one of {', '.join(presets)}")
+    return presets[name]
