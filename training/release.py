@@ -3,8 +3,8 @@
     python training/release.py runs/general-tokenizer/model src/kinema/weights/kl-4x8x8-c16
     python training/release.py runs/toybox/model src/kinema/weights/toybox
 
-A model card (README.md) that is already in the target stays. Paths of the machine do not go into the released
-configuration: only names do.
+A model card (README.md) and the settings of an earlier stage (first_stage.json) that are already in the target stay.
+Paths of the machine do not go into the released configuration: only names do.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from kinema.errors import KinemaError
 from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.checkpoint import recover_folders, write_folder
 
+_KEPT = ("README.md", "first_stage.json")
 _PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")
 
 
@@ -47,8 +48,9 @@ def release(source: Path, target: Path) -> int:
             values = json.loads(file.read_text())
             if values.pop("_name_or_path", None) is not None:  # where the run was
                 file.write_text(json.dumps(values, indent=2) + "\n")
-        if (target / "README.md").is_file():
-            shutil.copy(target / "README.md", folder / "README.md")
+        for name in _KEPT:
+            if (target / name).is_file():
+                shutil.copy(target / name, folder / name)
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
 
