@@ -1,6 +1,6 @@
 """Sparse attention on the grid of video tokens: patterns as data, backends that run them."""
 
-from kinema.generation.attention.functional import sparse_attention
+from kinema.generation.attention.functional import check_backend, sparse_attention
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import (
@@ -23,7 +23,7 @@ from kinema.generation.attention.patterns import (
     TileTopK,
     Window,
 )
-from kinema.generation.attention.schedule import PatternSchedule
+from kinema.generation.attention.schedule import PatternSchedule, as_schedule
 from kinema.generation.attention.text import parse_pattern, parse_patterns, pattern_text
 
 __all__ = [
@@ -49,6 +49,8 @@ __all__ = [
     "TileTopK",
     "TokenOrder",
     "Window",
+    "as_schedule",
+    "check_backend",
     "parse_pattern",
     "parse_patterns",
     "pattern_text",

@@ -12,7 +12,7 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.backends import BACKENDS, Backend
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout
-from kinema.generation.attention.patterns import DynamicPattern, Pattern
+from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ def sparse_attention(
     _check(query, key, value, extra_mask, num_extra_tokens, length, where)
     pattern.check_heads(query.shape[1])
     own = pattern.order(grid)
+    if isinstance(pattern, Full) and given is not None and not given.is_ragged:
+        own = given  # all see all in any order
     if given is not own:
         query, key, value = (rearrange_tokens(x, given, own) for x in (query, key, value))
     layout = plan_slots(pattern, grid, query, key, value, num_extra_tokens, step)
@@ -95,12 +97,23 @@ def plan_slots(
     return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
 
 
+def check_backend(name: str) -> None:
+    """Raises an error where there is no backend of this name.
+
+    Raises:
+        KinemaError: so it is.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise KinemaError(f"`backend` (={name}) must be one of auto, {', '.join(BACKENDS)}")
+
+
 def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
     """The backend of a name, or the first that can run the layout.
 
     Raises:
         KinemaError: the name is unknown, or the backend cannot run this here; the message says what would.
     """
+    check_backend(name)
     reasons: dict[str, str] = {}
     for other, backend in BACKENDS.items():
         reason = backend.missing(layout, query) or backend.not_worth(layout, query)
@@ -112,8 +125,6 @@ def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
     if name == "auto":
         _say(other, query.device.type, str(query.dtype), layout.order.tile_size, tuple(reasons.items()))
         return backend
-    if name not in BACKENDS:
-        raise KinemaError(f"`backend` (={name}) must be one of auto, {', '.join(BACKENDS)}")
     reason = BACKENDS[name].missing(layout, query)
     if reason is not None:
         raise KinemaError(f"`backend` (={name}) cannot run this: {reason}; auto would use {other}")

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.generation.transformer.arrangement import Attention
 from kinema.generation.transformer.rope import apply_rotary
 
 RotaryTable = tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
@@ -76,7 +77,7 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with QK-norm, and rotary places when given."""
+    """Multi-head self-attention with QK-norm, and rotary places when given; all tokens see all unless told."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -86,14 +87,20 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: RotaryTable | None = None, mask: Bool[Tensor, "b n"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: RotaryTable | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
+        attention: Attention | None = None,
     ) -> Float[Tensor, "b n d"]:
         qkv = rearrange(self.qkv(x), "b n (s k e) -> b n s k e", s=3, k=self.num_heads)
         query_key = self.norm(qkv[:, :, :2])
         if rotary is not None:
             query_key = apply_rotary(query_key, rotary)
         query, key = query_key.to(qkv.dtype).unbind(2)
-        return self.out(attend(query, key, qkv[:, :, 2], mask).flatten(2))
+        value = qkv[:, :, 2]
+        out = attend(query, key, value, mask) if attention is None else attention(query, key, value)
+        return self.out(out.flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -222,9 +229,11 @@ class VideoBlock(nn.Module):
         text: Float[Tensor, "b l d"],
         text_mask: Bool[Tensor, "b l"],
         rotary: RotaryTable,
+        attention: Attention | None = None,
     ) -> Float[Tensor, "b n d"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        x = add_gated(x, gate1, self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary))
+        seen = self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary, attention=attention)
+        x = add_gated(x, gate1, seen)
         x = x + self.cross_attention(self.norm_cross(x), text, text_mask)
         return add_gated(x, gate2, self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
 
