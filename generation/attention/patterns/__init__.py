@@ -1,7 +1,7 @@
 """Attention patterns: which video tokens see which. A new one is a file and a line in `PATTERNS`."""
 
 from kinema.generation.attention.patterns.bands import Band, SpatialTemporalHeads
-from kinema.generation.attention.patterns.base import Pattern, StaticPattern
+from kinema.generation.attention.patterns.base import Density, Pattern, StaticPattern
 from kinema.generation.attention.patterns.block_causal import BlockCausal
 from kinema.generation.attention.patterns.dynamic import DynamicPattern
 from kinema.generation.attention.patterns.full import Full
@@ -36,6 +36,7 @@ __all__ = [
     "AlternatingGrid",
     "Band",
     "BlockCausal",
+    "Density",
     "DynamicPattern",
     "Full",
     "Pattern",

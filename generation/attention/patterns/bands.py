@@ -13,7 +13,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder, runs, token_order
 from kinema.generation.attention.layout import BlockLayout, TokenMask, layout_from_tables
-from kinema.generation.attention.patterns.base import StaticPattern
+from kinema.generation.attention.patterns.base import Density, StaticPattern, band_pairs
 from kinema.generation.attention.patterns.dynamic import DynamicPattern
 
 
@@ -98,6 +98,13 @@ class Band(StaticPattern):
         )
         return seen[None], whole[None]
 
+    def num_pairs(self, grid: Grid) -> list[int]:
+        n, reach = grid.num_tokens, self._reach(grid)
+        # The first frame is seen by all: besides the band, by those too far from its places in the list.
+        first = torch.arange(grid.h * grid.w) * (1 if self.axis == "spatial" else grid.t)
+        near = (first + reach).clamp_max(n - 1) - (first - reach).clamp_min(0) + 1
+        return [band_pairs(n, reach) + int((n - near).sum())]
+
 
 def _differences(bounds: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest difference between members of two ranges, for all pairs."""
@@ -137,6 +144,11 @@ class SpatialTemporalHeads(DynamicPattern):
 
     def order(self, grid: Grid) -> TokenOrder:
         return self.candidates[0].order(grid)
+
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        (spatial,), (temporal,) = (band.densities(grid) for band in self.candidates)
+        most = max(spatial.density, temporal.density), max(spatial.tile_density, temporal.tile_density)
+        return (Density("all", *most, is_exact=spatial == temporal),)
 
     def plan_slots(
         self,

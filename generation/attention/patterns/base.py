@@ -4,6 +4,7 @@ Shapes: b batch, h heads, n tokens of the grid and extra tokens behind them, d h
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -21,6 +22,24 @@ _CHUNK = 2**24  # pairs of tokens looked at at once
 def everything(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """The mask that hides nothing."""
     return torch.ones((), dtype=torch.bool, device=query.device).expand(torch.broadcast_shapes(query.shape, key.shape))
+
+
+@dataclass(frozen=True)
+class Density:
+    """How much of all pairs of tokens heads see.
+
+    Attributes:
+        heads: which heads: `all`, or a head's number.
+        density: share of all pairs of tokens that is seen.
+        tile_density: what backends compute, over what dense attention computes: tiles of which a part is seen count
+            wholly, and so do the empty slots of ragged tiles. It may exceed 1.
+        is_exact: false where queries and keys decide: then both are the most that it can be.
+    """
+
+    heads: str
+    density: float
+    tile_density: float
+    is_exact: bool = True
 
 
 class Pattern(ABC):
@@ -63,6 +82,10 @@ class Pattern(ABC):
         Raises:
             KinemaError: the pattern cannot be on this grid or with these heads, or a dynamic one lacks queries or keys.
         """
+
+    @abstractmethod
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        """How much each head sees, without a look at queries and keys; one for all where they are alike."""
 
     @property
     def num_heads(self) -> int | None:
@@ -109,28 +132,49 @@ class StaticPattern(Pattern):
 
     def density(self, grid: Grid) -> float:
         """Share of all pairs of tokens that is seen, over all heads. Exact."""
-        layout = self.plan(grid, self.num_heads or 1)
-        seen, whole = layout.seen()
-        valid = layout.order.tiles_of(layout.order.valid)
-        sizes = valid.sum(1).double()
-        per_head = torch.einsum("bhqk,q,k->h", whole.double(), sizes, sizes)
-        partial = (seen & ~whole)[0]
-        if layout.mask is not None:
-            per_head += torch.stack([self._count(layout, partial[head], head) for head in range(len(partial))])
-        return per_head.mean().item() / grid.num_tokens**2
+        pairs = self.num_pairs(grid)
+        return sum(pairs) / len(pairs) / grid.num_tokens**2
 
-    @staticmethod
-    def _count(layout: BlockLayout, partial: Bool[Tensor, "q q"], head: int) -> Tensor:
-        """Pairs of tokens seen in pairs of tiles that are seen in part."""
-        assert layout.mask is not None
-        order = layout.order
-        tokens, valid = order.tiles_of(order.tokens), order.tiles_of(order.valid)
-        total = torch.zeros((), dtype=torch.double)
-        for pairs in partial.nonzero().split(max(_CHUNK // order.tile_size**2, 1)):
-            q, k = pairs.unbind(1)
-            seen = layout.mask(torch.tensor(head), tokens[q][:, :, None], tokens[k][:, None, :])
-            total += (seen & valid[q][:, :, None] & valid[k][:, None, :]).sum()
-        return total
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        order, pairs = self.order(grid), self.num_pairs(grid)
+        slots = self.tables(grid)[0].sum((1, 2)) * order.tile_size**2
+        names = [str(head) for head in range(len(pairs))] if self.num_heads is not None else ["all"]
+        dense = grid.num_tokens**2
+        return tuple(
+            Density(name, own / dense, computed / dense)
+            for name, own, computed in zip(names, pairs, slots.tolist(), strict=True)
+        )
+
+    def num_pairs(self, grid: Grid) -> list[int]:
+        """Pairs of tokens seen, for each head of `tables`. Exact.
+
+        Tiles seen in part are looked at token by token; a pattern that knows their numbers by arithmetic says so here.
+        """
+        order, (seen, whole) = self.order(grid), self.tables(grid)
+        sizes = order.tiles_of(order.valid).sum(1).double()
+        pairs = [int(sizes @ table.double() @ sizes) for table in (seen if whole is None else whole)]
+        if whole is not None:
+            mask = self.sees(grid)
+            pairs = [own + _count(order, mask, seen[i] & ~whole[i], i) for i, own in enumerate(pairs)]
+        return pairs
+
+
+def _count(order: TokenOrder, mask: TokenMask, partial: Bool[Tensor, "q q"], head: int) -> int:
+    """Pairs of tokens seen in pairs of tiles that are seen in part."""
+    tokens, valid = order.tiles_of(order.tokens), order.tiles_of(order.valid)
+    total = 0
+    for pairs in partial.nonzero().split(max(_CHUNK // order.tile_size**2, 1)):
+        q, k = pairs.unbind(1)
+        seen = mask(torch.tensor(head), tokens[q][:, :, None], tokens[k][:, None, :])
+        total += int((seen & valid[q][:, :, None] & valid[k][:, None, :]).sum())
+    return total
+
+
+def band_pairs(length: int, reach: int) -> int:
+    """Pairs of places in a list of `length` at most `reach` apart; none where `reach` is negative."""
+    reach = min(reach, length - 1)
+    # Each of the distances 1..reach occurs length - distance times, in either direction.
+    return length + 2 * reach * length - reach * (reach + 1) if reach >= 0 else 0
 
 
 @lru_cache(maxsize=256)

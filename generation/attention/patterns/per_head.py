@@ -69,3 +69,7 @@ class PerHead(StaticPattern):
         if all(whole is None for _, whole in tables):
             return seen, None
         return seen, torch.cat([seen if whole is None else whole for seen, whole in tables])
+
+    def num_pairs(self, grid: Grid) -> list[int]:
+        self.order(grid)
+        return [pattern.num_pairs(grid)[0] for pattern in self._static]

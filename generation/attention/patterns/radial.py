@@ -9,7 +9,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder, runs, token_order
 from kinema.generation.attention.layout import TokenMask
-from kinema.generation.attention.patterns.base import StaticPattern
+from kinema.generation.attention.patterns.base import StaticPattern, band_pairs
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,10 @@ class Radial(StaticPattern):
         sink = (times == 0)[None, None, :, None]
         tables = [(((far[:, None, :] <= width) | sink).flatten(2).flatten(0, 1)) for far in (nearest, farthest)]
         return tables[0][None], tables[1][None]
+
+    def num_pairs(self, grid: Grid) -> list[int]:
+        frame = grid.h * grid.w
+        bands = [band_pairs(frame, int(reach)) for reach in self.reach(grid)]
+        # All frames see the first wholly.
+        others = (bands[abs(query - key)] for query in range(grid.t) for key in range(1, grid.t))
+        return [grid.t * frame**2 + sum(others)]

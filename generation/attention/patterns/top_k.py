@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder, check_triple, tile_order
 from kinema.generation.attention.layout import BlockLayout, layout_from_tables
+from kinema.generation.attention.patterns.base import Density
 from kinema.generation.attention.patterns.dynamic import DynamicPattern, pick, tile_means, tile_sets
 from kinema.generation.attention.patterns.sliding_tile import SlidingTile
 
@@ -54,6 +55,14 @@ class TileTopK(DynamicPattern):
         """Tiles that each tile sees."""
         wanted = self.k if self.k is not None else -int(-(self.share or 0) * order.num_tiles // 1)
         return min(max(wanted, 1), order.num_tiles)
+
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        order = self.order(grid)
+        number, tiles, n = self.number(order), order.num_tiles, grid.num_tokens
+        largest = order.tiles_of(order.valid).sum(1).sort(descending=True).values
+        is_exact = number == tiles or int(largest[0]) == int(largest[-1])
+        computed = tiles * number * order.tile_size**2 / n**2
+        return (Density("all", int(largest[:number].sum()) / n, computed, is_exact),)
 
     def plan_slots(
         self,
@@ -129,6 +138,17 @@ class SlidingTileTopK(DynamicPattern):
 
     def order(self, grid: Grid) -> TokenOrder:
         return self.sliding.order(grid)
+
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        """The most, which is where no tile of the selection lies in the window, and all are whole."""
+        order, (windows, _) = self.order(grid), self.sliding.tables(grid)
+        sizes, window = order.tiles_of(order.valid).sum(1), windows[0]
+        others = torch.where(window, 0, sizes).sort(-1, descending=True).values[:, : self.k]
+        keys = (window * sizes).sum(-1) + others.sum(-1)
+        tiles = int((window.sum(-1) + self.k).clamp_max(order.num_tiles).sum())
+        is_exact = self.k >= order.num_tiles or bool(window.all())
+        dense = grid.num_tokens**2
+        return (Density("all", int((keys * sizes).sum()) / dense, tiles * order.tile_size**2 / dense, is_exact),)
 
     def plan_slots(
         self,

@@ -66,6 +66,11 @@ def test_tiles_see_what_tokens_see(grid: Grid, make: Callable):
     assert layout.num_extra_tokens == 3
     assert mask.diagonal().all(), "every token sees itself"
     assert pattern.density(grid) == pytest.approx(mask.double().mean().item(), abs=1e-12)
+    (density,) = pattern.densities(grid)
+    assert (density.heads, density.density, density.is_exact) == ("all", pattern.density(grid), True)
+    slots = layout.order.num_slots / grid.num_tokens
+    assert density.tile_density == pytest.approx(layout.tile_density() * slots**2)
+    assert density.tile_density >= density.density - 1e-12
     assert layout.tile_density() >= layout.counts.double().mean().item() / layout.order.num_tiles - 1e-12
 
 
@@ -97,9 +102,51 @@ def test_dynamic_patterns_are_their_references(grid: Grid, make: Callable, seed:
     layout = pattern.plan(grid, 3, 2, query, key, value=value)
     own = [x[:, :, : grid.num_tokens] for x in (query, key)]
     mask = pattern.mask(grid, *own, value=value[:, :, : grid.num_tokens])
+    (density,) = pattern.densities(grid)
+    seen, computed = (
+        mask.double().mean((-1, -2)),
+        layout.tile_density() * (layout.order.num_slots / grid.num_tokens) ** 2,
+    )
+    assert seen.max() <= density.density + 1e-12
+    assert computed <= density.tile_density + 1e-12
+    if density.is_exact:
+        assert seen.mean().item() == pytest.approx(density.density)
+        assert computed == pytest.approx(density.tile_density)
     assert mask.shape == (2, 3, grid.num_tokens, grid.num_tokens)
     for clip, head in product(range(2), range(3)):
         assert torch.equal(tokens_seen(layout, clip, head), mask[clip, head])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    grid=st.builds(Grid, st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)),
+    decay=st.floats(0.05, 3.0),
+    width=st.integers(1, 40),
+    share=st.floats(0.01, 1.0),
+)
+def test_arithmetic_counts_what_looking_counts(grid: Grid, decay: float, width: int, share: float):
+    for pattern in (Radial(decay, width, 16), Band("spatial", share, (3, 16)), Band("temporal", share, (3, 16))):
+        assert pattern.num_pairs(grid) == StaticPattern.num_pairs(pattern, grid), pattern
+
+
+def test_density_of_a_long_clip_is_arithmetic():
+    """720p, 81 frames: 5.7e9 pairs of tokens, of which nobody looks at one."""
+    grid = Grid(21, 45, 80)
+    assert Radial().density(grid) == pytest.approx(0.245376, abs=1e-6)
+    # (1 - 0.85²) of the square without the sink: 1 / 21 of the keys, seen besides by those who are far away.
+    assert Band().density(grid) == pytest.approx(1 - 0.85**2 + (0.85 - 1 / 42) / 21, abs=1e-4)
+
+
+def test_tiles_by_score_have_the_density_of_their_number():
+    (even,) = TileTopK(k=3, tile=(2, 2, 2)).densities(Grid(4, 4, 4))
+    assert (even.density, even.tile_density, even.is_exact) == (3 / 8, 3 / 8, True)
+    # Four frames in tiles of three: two of three steps and two of one, eight slots by tile; the larger ones are most.
+    (ragged,) = TileTopK(k=2, tile=(3, 2, 2)).densities(Grid(4, 2, 4))
+    assert (ragged.density, ragged.tile_density, ragged.is_exact) == (24 / 32, 4 * 2 * 12**2 / 32**2, False)
+    (sliding,) = SlidingTileTopK(k=1, tile=(1, 2, 2), window=(1, 1, 1)).densities(Grid(4, 2, 2))
+    assert (sliding.density, sliding.tile_density, sliding.is_exact) == (0.5, 0.5, False)
+    (heads,) = SpatialTemporalHeads(width=1.0).densities(Grid(2, 2, 2))
+    assert (heads.density, heads.is_exact) == (1.0, True)
 
 
 def cell(grid: Grid, token: int) -> tuple[int, int, int]:
@@ -208,6 +255,9 @@ def test_per_head_patterns():
         assert torch.equal(tokens_seen(layout, head=head), own.mask(grid))
         assert torch.equal(pattern.mask(grid, head), own.mask(grid))
     assert pattern.density(grid) == pytest.approx(sum(own.density(grid) for own in heads) / 3)
+    densities = pattern.densities(grid)
+    assert [own.heads for own in densities] == ["0", "1", "2"]
+    assert [own.density for own in densities] == [own.density(grid) for own in heads]
     windows = SlidingTile((2, 2, 2), ((1, 1, 1), (3, 1, 1)))
     for head, window in enumerate(((1, 1, 1), (3, 1, 1))):
         assert torch.equal(windows.mask(grid, head), SlidingTile((2, 2, 2), window).mask(grid))
