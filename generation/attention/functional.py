@@ -9,7 +9,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.backends import BACKENDS, Backend
+from kinema.generation.attention.backends import BACKENDS, FALLBACK, Backend, BackendFailed
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
@@ -64,7 +64,7 @@ def sparse_attention(
     if given is not own:
         query, key, value = (rearrange_tokens(x, given, own) for x in (query, key, value))
     layout = plan_slots(pattern, grid, query, key, value, num_extra_tokens, step)
-    out = choose_backend(backend, layout, query).run(query, key, value, layout, extra_mask)
+    out = run_layout(query, key, value, layout, backend, extra_mask)
     return out if given is own else rearrange_tokens(out, own, given)
 
 
@@ -95,6 +95,25 @@ def plan_slots(
     order = pattern.order(grid)
     query, key, value = (x[:, :, : order.num_slots] for x in (query, key, value))
     return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
+
+
+def run_layout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: BlockLayout,
+    backend: str = "auto",
+    extra_mask: Tensor | None = None,
+) -> Tensor:
+    """Attention under a layout, for tensors in its order; see `sparse_attention`."""
+    chosen = choose_backend(backend, layout, query)
+    try:
+        return chosen.run(query, key, value, layout, extra_mask)
+    except BackendFailed as error:
+        if backend != "auto":
+            raise
+        _say_failure(chosen.name, str(error))
+        return BACKENDS[FALLBACK].run(query, key, value, layout, extra_mask)
 
 
 def check_backend(name: str) -> None:
@@ -129,6 +148,11 @@ def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
     if reason is not None:
         raise KinemaError(f"`backend` (={name}) cannot run this: {reason}; auto would use {other}")
     return BACKENDS[name]
+
+
+@lru_cache(maxsize=256)
+def _say_failure(name: str, reason: str) -> None:
+    logger.warning("attention backend %s failed, %s runs instead: %s", name, FALLBACK, reason)
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,12 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kinema.errors import KinemaError
 from kinema.generation.attention.layout import BlockLayout
+
+
+class BackendFailed(KinemaError):
+    """A backend that seemed able to run something was not; another one can."""
 
 
 class Backend(ABC):
@@ -48,6 +53,9 @@ class Backend(ABC):
             value: likewise.
             layout: which tiles see which.
             extra_mask: which extra tokens exist as keys; None: all.
+
+        Raises:
+            BackendFailed: it could not, for a reason that `missing` cannot know.
         """
 
 

@@ -11,11 +11,16 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from kinema.generation.attention.backends.base import Backend, key_mask
+from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
 from kinema.generation.attention.layout import BlockLayout
+
+# torch 2.15's CPU template gives code that does not compile, or wrong results, where a clip is shorter than its blocks.
+_LEAST_ON_CPU = 1024
 
 _LONG_ON_CPU = 4096
 """Tokens from which on compiling is worth it on a CPU."""
@@ -37,6 +42,8 @@ class Flex(Backend):
             return f"it runs on cpu and cuda, not on {query.device.type}"
         if query.requires_grad:
             return "it has no backward pass on a CPU"
+        if layout.order.num_slots < _LEAST_ON_CPU:
+            return f"its CPU kernels fail below {_LEAST_ON_CPU} tokens"
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             return "it needs a C++ compiler (g++ or clang++)"
         return None
@@ -58,7 +65,11 @@ class Flex(Backend):
         block_mask = _block_mask(layout, query, extra_mask)
         behind = -length % size
         padded = (pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value))
-        out = _compiled()(*padded, block_mask=block_mask)
+        try:
+            out = _compiled()(*padded, block_mask=block_mask)
+        except (TorchDynamoException, InductorError) as error:
+            reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
+            raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
         return out[:, :, :length]
 
 

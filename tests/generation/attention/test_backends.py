@@ -29,7 +29,8 @@ from kinema.generation.attention import (
     Window,
     sparse_attention,
 )
-from kinema.generation.attention.backends import BACKENDS, gather
+from kinema.generation.attention.backends import BACKENDS, BackendFailed, gather
+from kinema.generation.attention.backends.flex import Flex
 
 
 def inputs(
@@ -152,19 +153,45 @@ def test_per_head_patterns_on_all_heads():
             assert (out - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.slow  # compiles for half a minute each
 @pytest.mark.parametrize(
     ("pattern", "extra"),
-    [(SlidingTile((2, 4, 4), (1, 3, 1)), 0), (Radial(0.2, 4, 16), 5), (TileTopK(k=2, tile=(2, 4, 4)), 5)],
+    [
+        (SlidingTile((2, 8, 8), (1, 3, 1)), 0),
+        (SlidingTile((2, 8, 8), (3, 1, 1)), 70),
+        (Radial(0.2, 16, 64), 5),
+        (TileTopK(k=2, tile=(2, 8, 8)), 5),
+        (Band("temporal", 0.1, (2, 64)), 0),
+    ],
     ids=str,
 )
 def test_flex_is_the_reference(pattern: Pattern, extra: int):
-    grid = Grid(4, 8, 7)
+    grid = Grid(5, 17, 16)
     tensors = inputs(grid, extra)
-    mask = torch.rand(2, extra, generator=torch.Generator().manual_seed(2)) > 0.4 if extra else None
+    mask = torch.rand(2, extra, generator=torch.Generator().manual_seed(2)) > 0.4 if extra == 70 else None
     expected = reference(*tensors, pattern, grid, extra, mask)
-    options = {"num_extra_tokens": extra, "extra_mask": mask}
-    out = sparse_attention(*tensors, pattern, grid, backend="flex", **options)
+    try:
+        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend="flex", extra_mask=mask)
+    except BackendFailed as error:
+        pytest.skip(str(error))
     assert (out - expected).abs().max() <= 1e-5
+
+
+def test_what_fails_is_run_by_another_that_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> Tensor:
+        raise BackendFailed("`backend` (=flex) could not be compiled for this: no luck")
+
+    monkeypatch.setattr(Flex, "missing", lambda *_: None)
+    monkeypatch.setattr(Flex, "not_worth", lambda *_: None)
+    monkeypatch.setattr(Flex, "run", fail)
+    grid, pattern = Grid(2, 4, 3), SlidingTile((1, 2, 2), (1, 1, 3))
+    tensors = inputs(grid)
+    with caplog.at_level(logging.WARNING):
+        out = sparse_attention(*tensors, pattern, grid)
+    assert (out - reference(*tensors, pattern, grid, 0)).abs().max() <= 1e-5
+    assert "attention backend flex failed, gather runs instead: `backend` (=flex) could not be compiled" in caplog.text
+    with pytest.raises(BackendFailed, match="no luck"):
+        sparse_attention(*tensors, pattern, grid, backend="flex")
 
 
 def test_cost_is_the_density():
@@ -220,8 +247,10 @@ def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixtu
     assert "flex: it has no backward pass on a CPU" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO), torch.no_grad():
-        sparse_attention(*inputs(grid, heads=2), SlidingTile((1, 3, 3), (1, 3, 1)), grid)
-    assert "flex: it compiles for seconds, for fewer than 4096 tokens" in caplog.text
+        sparse_attention(*inputs(grid, dtype=torch.float64), SlidingTile((1, 3, 3), (1, 3, 1)), grid)
+    assert "flex: its CPU kernels fail below 1024 tokens" in caplog.text
+    layout = SlidingTile((1, 8, 8), (1, 3, 1)).plan(Grid(4, 16, 16), 1)
+    assert BACKENDS["flex"].not_worth(layout, torch.zeros(1)) == "it compiles for seconds, for fewer than 4096 tokens"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +291,6 @@ def test_mistakes_are_named_before_any_work(change: dict, message: str, monkeypa
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
-    grid = Grid(2, 4, 3)
+    grid = Grid(4, 16, 16)
     with pytest.raises(KinemaError, match=r"`backend` \(=flex\) .* needs a C\+\+ compiler .*; auto would use gather"):
         sparse_attention(*inputs(grid), SlidingTile((1, 2, 2), (1, 1, 3)), grid, backend="flex")
