@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.backends import BACKENDS, FALLBACK, Backend, BackendFailed
-from kinema.generation.attention.grid import Grid, TokenOrder
+from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
 
@@ -61,11 +61,10 @@ def sparse_attention(
     own = pattern.order(grid)
     if isinstance(pattern, Full) and given is not None and not given.is_ragged:
         own = given  # all see all in any order
-    if given is not own:
-        query, key, value = (rearrange_tokens(x, given, own) for x in (query, key, value))
+    query, key, value = (reorder(x, given, own) for x in (query, key, value))
     layout = plan_slots(pattern, grid, query, key, value, num_extra_tokens, step)
     out = run_layout(query, key, value, layout, backend, extra_mask)
-    return out if given is own else rearrange_tokens(out, own, given)
+    return reorder(out, own, given)
 
 
 def _given_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> TokenOrder | None:
@@ -77,13 +76,6 @@ def _given_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> Token
     if order not in ("raster", "tile"):
         raise KinemaError(f"`order` (={order}) must be one of raster, tile")
     return pattern.order(grid) if order == "tile" else None
-
-
-def rearrange_tokens(x: Tensor, before: TokenOrder | None, after: TokenOrder | None) -> Tensor:
-    """``(b, h, n, d)`` from one order to another; None is raster order."""
-    if before is not None and not before.is_raster:
-        x = before.restore(x, 2)
-    return x if after is None or after.is_raster else after.arrange(x, 2)
 
 
 def plan_slots(

@@ -131,6 +131,15 @@ def _reorder(x: Tensor, dim: int, index: Tensor, size: int, what: str) -> Tensor
     return torch.cat((ordered, x.narrow(dim, size, extra)), dim) if extra else ordered
 
 
+def reorder(x: Tensor, before: TokenOrder | None, after: TokenOrder | None) -> Tensor:
+    """``(b, h, n, d)`` from one order to another, extra tokens behind; None is raster order."""
+    if before is after:
+        return x
+    if before is not None and not before.is_raster:
+        x = before.restore(x, 2)
+    return x if after is None or after.is_raster else after.arrange(x, 2)
+
+
 def runs(size: int, length: int, offset: int = 0) -> Axis:
     """Groups of `length` neighbours along an axis; the first has `offset` of them, where that is given."""
     starts = sorted({0, *range(offset, size, length)})

@@ -4,19 +4,37 @@ Shapes: b batch, n tokens in raster order (t h w), s slots of the order, k heads
 share a timestep, d width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.generation.attention.coarse import coarse_attention
 from kinema.generation.attention.functional import sparse_attention
-from kinema.generation.attention.grid import Grid, TokenOrder
+from kinema.generation.attention.grid import Grid, TokenOrder, reorder, tile_order
 from kinema.generation.attention.patterns import Full, Pattern
 from kinema.generation.attention.schedule import PatternSchedule
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values ``(b, n, k, e)`` to what the queries see, of that shape."""
+
+
+class BlockAttention(NamedTuple):
+    """What a block's self-attention does.
+
+    Attributes:
+        tokens: attention of tokens to tokens; None: all see all.
+        coarse: attention between means of tiles, for blocks that have a gate for it; None: there is none.
+    """
+
+    tokens: Attention | None = None
+    coarse: Attention | None = None
+
+
+DENSE = BlockAttention()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +96,26 @@ class Arrangement:
         firsts = self.order.to(x.device).tokens[:: self.order.run]
         return x.index_select(1, firsts // (self.grid.h * self.grid.w))
 
-    def attention(self, layer: int) -> Attention | None:
-        """What a block's self-attention does; None: all tokens see all."""
-        pattern, order = self.patterns[layer], self.order
-        if isinstance(pattern, Full) and (order is None or not order.is_ragged):
-            return None
+    def attention(self, layer: int, coarse_tile: Sequence[int] | None = None) -> BlockAttention:
+        """What a block's self-attention does.
 
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            heads_first = (x.transpose(1, 2) for x in (query, key, value))
-            given = "raster" if order is None else order
-            out = sparse_attention(*heads_first, pattern, self.grid, backend=self.backend, order=given, step=self.step)
-            return out.transpose(1, 2)
+        Args:
+            layer: the block.
+            coarse_tile: tile (t, h, w) of the coarse branch, where blocks have one.
+        """
+        coarse = None if coarse_tile is None else partial(self._coarse, tile_order(self.grid, coarse_tile))
+        pattern = self.patterns[layer]
+        if isinstance(pattern, Full) and (self.order is None or not self.order.is_ragged):
+            return BlockAttention(None, coarse)
+        return BlockAttention(partial(self._attend, pattern), coarse)
 
-        return attend
+    def _attend(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        given = "raster" if self.order is None else self.order
+        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        out = sparse_attention(*heads_first, pattern, self.grid, backend=self.backend, order=given, step=self.step)
+        return out.transpose(1, 2)
+
+    def _coarse(self, tiles: TokenOrder, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        arranged = (reorder(x.transpose(1, 2), self.order, tiles) for x in (query, key, value))
+        out = coarse_attention(*arranged, tiles)
+        return reorder(out, tiles, self.order).transpose(1, 2)

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.generation.attention import Pattern, PatternSchedule, as_schedule, check_backend, parse_patterns
+from kinema.generation.attention.grid import check_triple
 from kinema.generation.transformer.arrangement import Arrangement
 from kinema.generation.transformer.layers import (
     CrossAttention,
+    SelfAttention,
     TextRefiner,
     TimestepEmbedding,
     VideoBlock,
@@ -50,6 +52,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         rope_theta: base of the rotary wavelengths; small for small grids.
         attention: what tokens see, as text (`kinema.generation.attention.parse_patterns`): `spatial+temporal` for
             blocks in turns; None: all see all.
+        coarse_tile: tokens (t, h, w) of the tiles of VSA's gated coarse branch in every block; None: no such branch.
 
     Raises:
         KinemaError: an argument is out of its range.
@@ -75,10 +78,12 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         num_refiner_layers: int = 2,
         rope_theta: float = 10000.0,
         attention: str | None = None,
+        coarse_tile: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check_config(dim, num_heads, patch_size, text_vocab_size, text_dim)
         self.set_attention(attention)
+        self.coarse_tile = None if coarse_tile is None else check_triple("coarse_tile", coarse_tile)
         self.patch_size: tuple[int, int, int] = (patch_size[0], patch_size[1], patch_size[2])
         self.out_channels = out_channels if out_channels is not None else in_channels
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
@@ -91,7 +96,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self.embed_timestep = TimestepEmbedding(dim)
         self.embed_pooled_text = nn.Linear(dim, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(VideoBlock(dim, num_heads, mlp_ratio) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            VideoBlock(dim, num_heads, mlp_ratio, coarse_tile is not None) for _ in range(num_layers)
+        )
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
         self.out = nn.Linear(dim, self.out_channels * patch_volume)
@@ -138,7 +145,11 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     def _init_identity(self) -> None:
         """Zeroes what makes every branch, and the output, start at nothing (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
         cross_attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
-        for linear in (self.modulation[1], self.modulation_out[1], self.out, *(each.out for each in cross_attentions)):
+        gates = [
+            module.coarse_gate for module in self.modules() if isinstance(module, SelfAttention) and module.coarse_gate
+        ]
+        outputs = [attention.out for attention in cross_attentions]
+        for linear in (self.modulation[1], self.modulation_out[1], self.out, *outputs, *gates):
             for parameter in linear.parameters():
                 nn.init.zeros_(parameter)
 
@@ -180,7 +191,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
 
         x, modulation = tokens.put(x, 1), tokens.put_groups(modulation)
         for layer, block in enumerate(self.blocks):
-            arguments = (x, modulation, text, text_mask, rotary, tokens.attention(layer))
+            arguments = (x, modulation, text, text_mask, rotary, tokens.attention(layer, self.coarse_tile))
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, *arguments)  # pyright: ignore
             else:

@@ -19,8 +19,10 @@ from kinema.generation.attention import (
     StaticPattern,
     Temporal,
     TileTopK,
+    coarse_attention,
     parse_patterns,
 )
+from kinema.generation.attention.grid import tile_order
 from kinema.generation.transformer import layers
 from kinema.generation.transformer.model import VideoTransformer
 
@@ -112,6 +114,49 @@ def test_density_one_is_the_model_itself(model: VideoTransformer, timestep: str)
     for patterns in ("full", "sliding-tile:9x9x9,tile=2x2x3", "tile-top-k:99,tile=2x2x3", "window:5x3x4"):
         assert (run(model, patterns, **inputs) - dense).abs().max() <= 1e-5 * dense.abs().max()
     assert (run(model, "spatial+temporal", **inputs) - dense).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("patterns", [None, "tile-top-k:2,tile=2x2x2", "sliding-tile:1x1x1,tile=1x2x2", "temporal"])
+def test_the_coarse_branch_is_added_in_any_order(patterns: str | None):
+    """Beside any pattern, the gated attention of tiles' means is the same; as a dense reference has it."""
+    gated = randomised(coarse_tile=(2, 2, 2), num_layers=1)
+    inputs = example()
+    seen: list[Tensor] = []
+    gated.blocks[0].self_attention.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # pyright: ignore
+
+    def summed(gate: float) -> Tensor:
+        linear: Any = gated.blocks[0].self_attention.coarse_gate
+        with torch.no_grad():
+            linear.weight.zero_()
+            linear.bias.fill_(gate)
+        run(gated, patterns, **inputs)
+        return seen.pop()
+
+    added = summed(1.0) - summed(0.0)
+    order = tile_order(Grid(*GRID), (2, 2, 2))
+    stock: list[Tensor] = []
+    original = layers.attend
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        if query.shape[1] == key.shape[1] == 60:
+            arranged = (order.arrange(x.transpose(1, 2), 2) for x in (query, key, value))
+            stock.append(order.restore(coarse_attention(*arranged, order), 2).transpose(1, 2).flatten(2))
+        return original(query, key, value, mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "attend", attend)
+        run(gated, None, **inputs)
+    own = None if patterns is None else parse_patterns(patterns)[0].order(Grid(*GRID))
+    added = added if own is None or own.is_raster else own.restore(added, 1)
+    assert (added - stock[0]).abs().max() <= 1e-5
+
+
+def test_a_new_gate_is_closed():
+    """A dense model gets the branch later: zero gates change nothing at first."""
+    model = VideoTransformer.from_preset("tiny", text_vocab_size=11, coarse_tile=(2, 2, 2))
+    assert all((block.self_attention.coarse_gate.weight == 0).all() for block in model.blocks)  # pyright: ignore
+    with pytest.raises(KinemaError, match=r"`coarse_tile` \(=\(2, 0, 2\)\)"):
+        VideoTransformer.from_preset("tiny", text_vocab_size=11, coarse_tile=(2, 0, 2))
 
 
 def test_gradients_flow_through_tiles_and_checkpoints():

@@ -63,7 +63,7 @@ def dense(
     query: Float[Tensor, "b h q d"],
     key: Float[Tensor, "b h k d"],
     value: Float[Tensor, "b h k d"],
-    mask: Bool[Tensor, "..."] | None = None,
+    mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "b h q d"]:
     """Dense attention through diffusers' dispatcher, by the backend that is set there (SDPA, flash, xformers, ...)."""
     arranged = (x.transpose(1, 2) for x in (query, key, value))
