@@ -1,6 +1,8 @@
 """Patterns as text, for command lines and configs: `sliding-tile:3x3x1,tile=2x8x8`."""
 
-from dataclasses import MISSING, Field, fields
+import re
+from dataclasses import MISSING, Field, dataclass, fields
+from inspect import cleandoc
 from typing import Any, get_type_hints
 
 from kinema.errors import KinemaError
@@ -58,6 +60,39 @@ def pattern_text(pattern: Pattern) -> str:
         if each.default is MISSING or values[each.name] != each.default
     }
     return pattern.name + ":" * bool(changed) + ",".join(f"{name}={_text(value)}" for name, value in changed.items())
+
+
+@dataclass(frozen=True)
+class PatternHelp:
+    """What there is to say about a pattern, for people who look for one.
+
+    Attributes:
+        summary: the first sentence of what it says of itself.
+        settings: each setting's name, default (None: there is none) and meaning, the main one first.
+    """
+
+    summary: str
+    settings: tuple[tuple[str, str | None, str], ...]
+
+
+def pattern_help(name: str) -> PatternHelp:
+    """What a pattern says of itself in its docstring.
+
+    Raises:
+        KinemaError: the name is unknown.
+    """
+    if name not in PATTERNS:
+        raise KinemaError(f"`name` (={name}) must be one of {', '.join(PATTERNS)}")
+    kind, main = PATTERNS[name]
+    doc = cleandoc(kind.__doc__ or "")
+    summary = " ".join(doc.split("\n\n")[0].split()).split(". ")[0].rstrip(".:")
+    settings: list[tuple[str, str | None, str]] = []
+    for each in fields(kind):  # pyright: ignore[reportArgumentType]
+        # A line "    name: meaning" below "Args:", and those that follow with more indentation.
+        found = re.search(rf"^    {each.name}: (.*(?:\n {{8,}}.*)*)", doc, re.MULTILINE)
+        default = None if each.default in (MISSING, None) else _text(each.default)
+        settings.append((each.name, default, " ".join(found[1].split()) if found else ""))
+    return PatternHelp(summary, tuple(sorted(settings, key=lambda setting: setting[0] != main)))
 
 
 def _text(value: Any) -> str:

@@ -152,7 +152,8 @@ class StaticPattern(Pattern):
         """
         order, (seen, whole) = self.order(grid), self.tables(grid)
         sizes = order.tiles_of(order.valid).sum(1).double()
-        pairs = [int(sizes @ table.double() @ sizes) for table in (seen if whole is None else whole)]
+        # A head at a time: tables of numbers are eight times as large as tables of what is seen.
+        pairs = [int(sizes @ (table.double() @ sizes)) for table in (seen if whole is None else whole)]
         if whole is not None:
             mask = self.sees(grid)
             pairs = [own + _count(order, mask, seen[i] & ~whole[i], i) for i, own in enumerate(pairs)]

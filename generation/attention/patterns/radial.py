@@ -14,7 +14,9 @@ from kinema.generation.attention.patterns.base import StaticPattern, band_pairs
 
 @dataclass(frozen=True)
 class Radial(StaticPattern):
-    """A token at place r of frame i sees place c of frame j, places counted row by row, where with d = |i - j|:
+    """A token sees a band around its place, which narrows with the distance in time.
+
+    A token at place r of frame i sees place c of frame j, places counted row by row, where with d = |i - j|:
 
         d <= 1, or j = 0 (the first frame is seen by all)
         or |r - c| <= max(L · decay, `min_width`), L = 2^bits(tokens of a frame) / 2^bits(d), of each frame whose

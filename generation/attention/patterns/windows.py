@@ -70,7 +70,10 @@ class Temporal(Partition):
 
 @dataclass(frozen=True)
 class Window(Partition):
-    """A token sees its window of (t, h, w) tokens; windows at the end of an axis are smaller.
+    """A token sees its window; windows at the end of an axis are smaller.
+
+    Args:
+        size: tokens (t, h, w) of a window.
 
     Raises:
         KinemaError: `size` is not three integers of at least 1.
@@ -93,6 +96,10 @@ class ShiftedWindow(Partition):
 
     The first and last windows of an axis are what is left there, which is what Swin's mask leaves of windows that wrap
     around. An axis that fits into one window is not cut.
+
+    Args:
+        size: tokens (t, h, w) of a window.
+        shift: tokens (t, h, w) by which borders are moved; None: half a window.
 
     Raises:
         KinemaError: `size` is not three integers of at least 1, or a shift is no part of its window.
@@ -123,6 +130,9 @@ class AlternatingGrid(Partition):
     """A token sees its cell of a grid of few large cells, as CascadeV's layers do in turns: (2, 1, 1), then (1, 2, 2).
 
     The layers of a model alternate by a pattern for each layer; this is one of them.
+
+    Args:
+        cells: cells along t, h and w.
 
     Raises:
         KinemaError: `cells` is not three integers of at least 1.
