@@ -95,7 +95,7 @@ def check(arguments: argparse.Namespace) -> tuple[int, int]:
             check_output_file(path, overwrite=arguments.overwrite, name=name)
     if arguments.picture is not None and Path(arguments.picture).suffix.lower() != ".png":
         raise KinemaError(f"`--picture` (={arguments.picture!r}) must end in .png")
-    if None not in outputs.values():
+    if arguments.json is not None and arguments.picture is not None:
         check_other_file(arguments.json, "--json", {"--picture": arguments.picture})
     return int(parts[0]), int(parts[1]) if len(parts) == 2 else 0
 

@@ -156,8 +156,8 @@ def _in_groups(share: Float[Tensor, "q q"], size: int) -> Float[Tensor, "g g"]:
 
 
 def _draw_frames(axes: Axes, view: HeadView) -> None:
-    steps, height, width = view.share.shape
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, _MOST_FRAMES)).round().astype(int)).tolist()
+    _, height, width = view.share.shape
+    shown = _shown(view)
     gap = max(1, round(min(height, width) * 0.1))
     columns = max(range(1, len(shown) + 1), key=lambda n: _scale(len(shown), n, height, width + gap))
     rows = -(-len(shown) // columns)
@@ -171,6 +171,13 @@ def _draw_frames(axes: Axes, view: HeadView) -> None:
     axes.set_axis_off()
     axes.set_anchor("NW")
     axes.set_title("what the tile in the middle sees, by latent step", fontsize=9, loc="left")
+
+
+def _shown(view: HeadView) -> list[int]:
+    """Latent steps to draw: all, or where there are many, some at even distances and the tile's first."""
+    steps = len(view.share)
+    some = np.linspace(0, steps - 1, min(steps, _MOST_FRAMES)).round().astype(int).tolist()
+    return sorted({*some, int(view.own.flatten(1).any(1).nonzero()[0])})
 
 
 def _scale(number: int, columns: int, height: int, width: int) -> float:

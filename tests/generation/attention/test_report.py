@@ -322,7 +322,7 @@ def test_heads_that_see_the_same_are_drawn_once():
 
 def test_picture_shows_something(tmp_path: Path):
     patterns = (Radial(0.2, 2, 4), Band(), BlockCausal(), ShiftedWindow(), Temporal(), Full(), TileTopK(k=2))
-    draw_masks(patterns, Grid(30, 5, 7), tmp_path / "new" / "masks.png")
+    draw_masks(patterns, Grid(40, 5, 7), tmp_path / "new" / "masks.png")
     with Image.open(tmp_path / "new" / "masks.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[0] > 7 * 300
