@@ -142,6 +142,11 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         check_backend(backend)
         self._attention, self._attention_backend = schedule, backend
 
+    @property
+    def attention(self) -> PatternSchedule | None:
+        """What tokens see; None: all see all."""
+        return self._attention
+
     def _init_identity(self) -> None:
         """Zeroes what makes every branch, and the output, start at nothing (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
         cross_attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
