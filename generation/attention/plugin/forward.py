@@ -89,8 +89,12 @@ class ForwardPlan:
         # Normalised queries and keys are wider than values under autocast.
         query, key = query.to(value.dtype), key.to(value.dtype)
         slots = self.grid.num_tokens if self.order is None else self.order.num_slots
+        if self.num_leading:
+            query, key, value = (x.roll(-self.num_leading, 1) for x in (query, key, value))
         out = sparse_attention(
-            *(x.roll(-self.num_leading, 1).transpose(1, 2) for x in (query, key, value)),
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
             self.patterns[layer],
             self.grid,
             num_extra_tokens=query.shape[1] - slots,
@@ -99,7 +103,8 @@ class ForwardPlan:
             extra_mask=extra_mask,
             step=self.step,
         )
-        return out.transpose(1, 2).roll(self.num_leading, 1)
+        out = out.transpose(1, 2)
+        return out.roll(self.num_leading, 1) if self.num_leading else out
 
 
 def _behind(reorder: Any, x: Tensor, dim: int, num_leading: int) -> Tensor:
@@ -134,12 +139,11 @@ class StepCounter:
         Args:
             timestep: a number, or ``()``, ``(b)`` or ``(b, n)``; given tokens have lower ones than those to denoise.
         """
-        clips = torch.as_tensor(timestep)
+        clips = torch.as_tensor(timestep).float()
         clips = clips.reshape(len(clips) if clips.ndim else 1, -1).amax(1)
-        low, high = torch.aminmax(clips.double())
-        if low != high:
+        low, now = torch.stack(torch.aminmax(clips)).tolist()
+        if low != now:
             return None
-        now = high.item()
         if self._timestep is None or now > self._timestep:
             self._step = 0
         elif now < self._timestep:

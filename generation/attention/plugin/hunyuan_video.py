@@ -32,8 +32,8 @@ class HunyuanVideoProcessor(SparseProcessor):
         split = [hidden_states.shape[1], encoder_hidden_states.shape[1]]
         # The mask is (b, 1, 1, n + e), and hides padding of the text alone.
         extra_mask = None if attention_mask is None else attention_mask[:, 0, 0, -split[1] :]
-        heads = _heads(attn, hidden_states, encoder_hidden_states, rotary)
-        out = plan.attend(self.layer, *heads, extra_mask).flatten(2)
+        query, key, value = _heads(attn, hidden_states, encoder_hidden_states, rotary)
+        out = plan.attend(self.layer, query, key, value, extra_mask).flatten(2)
         video, text = out.split(split, dim=1)
         if getattr(attn, "to_out", None) is not None:
             video = attn.to_out[1](attn.to_out[0](video))

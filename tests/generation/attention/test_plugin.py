@@ -19,7 +19,7 @@ from kinema.generation.attention import (
 )
 from kinema.generation.attention.plugin import forward as plugin_forward
 from kinema.generation.attention.plugin.ltx import grid_of_coordinates
-from plugging import CASES, FIRST, PATTERNS, RAGGED, TILED, TOLERANCE, Case, masked, plans
+from plugging import CASES, FIRST, PATTERNS, RAGGED, TILED, Case, assert_near, masked, plans
 
 
 @pytest.fixture(params=CASES)
@@ -52,7 +52,7 @@ def test_window_over_all_is_the_stock_transformer(case: Case, pattern: Pattern) 
     model = case.make()
     stock = case.run(model)
     apply_sparse_attention(model, pattern)
-    torch.testing.assert_close(case.run(model), stock, **TOLERANCE)
+    assert_near(case.run(model), stock)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_sparse_is_dense_with_a_mask(case: Case, patterns: Any, monkeypatch: pyt
     apply_sparse_attention(model, patterns)
     seen = plans(model)
     out = case.run(model)
-    torch.testing.assert_close(out, expected, **TOLERANCE)
+    assert_near(out, expected)
     assert (out - stock).abs().max() > 1e-2
     # The order is that of most blocks, but for blocks that know the first frame by its place.
     is_in_order = getattr(model.config, "image_condition_type", None) != "token_replace" and patterns[0] != Spatial()
@@ -77,7 +77,7 @@ def test_dynamic_pattern_that_sees_all_is_the_stock_transformer(family: Case) ->
     model = family.make()
     stock = family.run(model)
     apply_sparse_attention(model, TileTopK(tile=(2, 3, 4), k=100))
-    torch.testing.assert_close(family.run(model), stock, **TOLERANCE)
+    assert_near(family.run(model), stock)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def test_order_that_would_fill_up_too_much_is_left_to_the_blocks(family: Case, m
     monkeypatch.undo()
     out = family.run(model)
     assert [plan.order is None for plan in seen] == [False, True]
-    torch.testing.assert_close(out, expected, **TOLERANCE)
+    assert_near(out, expected)
 
 
 def gradients(model: Any, *losses: Tensor) -> list[Tensor]:
@@ -110,7 +110,7 @@ def test_gradient_checkpointing(family: Case) -> None:
     expected = gradients(model, *losses())
     model.enable_gradient_checkpointing()
     for a, b in zip(gradients(model, *losses()), expected, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+        assert_near(a, b)
 
 
 def test_gradients_are_those_of_dense_attention_with_a_mask(family: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +119,18 @@ def test_gradients_are_those_of_dense_attention_with_a_mask(family: Case, monkey
         expected = gradients(model, family.run(model))
     apply_sparse_attention(model, RAGGED)
     for a, b in zip(gradients(model, family.run(model)), expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        assert_near(a, b, rtol=1e-4)
 
 
 def test_ltx_without_its_size_is_refused() -> None:
     case = CASES["ltx"]
     model = case.make()
     apply_sparse_attention(model, TILED)
-    for changes, named in ((dict(height=None), "`num_frames`, `height`"), (dict(height=5), "`hidden_states` .with 72")):
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        (dict(height=None), "`num_frames`, `height`"),
+        (dict(height=5), "`hidden_states` .with 72"),
+    ]
+    for changes, named in mistakes:
         with pytest.raises(KinemaError, match=named):
             case.run(model, **changes)
 

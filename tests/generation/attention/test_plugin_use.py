@@ -4,10 +4,10 @@ import copy
 import sys
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from torch import Tensor
 
 from kinema.errors import KinemaError
@@ -20,7 +20,7 @@ from kinema.generation.attention import (
 )
 from kinema.generation.attention.plugin import FAMILIES
 from kinema.generation.attention.plugin.forward import StepCounter
-from plugging import CASES, FIRST, GRID, TILED, TOLERANCE, Case, plans
+from plugging import CASES, FIRST, GRID, TILED, Case, assert_near, plans
 
 
 @pytest.fixture(params=FIRST)
@@ -91,7 +91,7 @@ def test_adapters_work(family: Case) -> None:
         attention.to_q, attention.to_v = LowRank(attention.to_q), LowRank(attention.to_v)
     out = family.run(model)
     remove_sparse_attention(model)
-    torch.testing.assert_close(out, family.run(model), **TOLERANCE)
+    assert_near(out, family.run(model))
     assert (out - before).abs().max() > 1e-2
 
 
@@ -130,7 +130,7 @@ def test_fused_projections(family: Case) -> None:
     model.fuse_qkv_projections()
     fused = model.attn_processors
     apply_sparse_attention(model, TILED)
-    torch.testing.assert_close(family.run(model), expected, **TOLERANCE)
+    assert_near(family.run(model), expected)
     remove_sparse_attention(model)
     assert model.attn_processors == fused
 
@@ -154,7 +154,7 @@ def test_dense_attention_keeps_its_backend() -> None:
     apply_sparse_attention(model, TILED, dense_layers=1)
     expected = case.run(model)
     model.set_attention_backend("_native_math")
-    torch.testing.assert_close(case.run(model), expected, **TOLERANCE)
+    assert_near(case.run(model), expected)
     remove_sparse_attention(model)
     names = {getattr(processor._attention_backend, "value", None) for processor in model.attn_processors.values()}
     assert names == {"_native_math"}
@@ -165,12 +165,12 @@ def test_caches_keep_raster_order(family: Case) -> None:
     model = family.make()
     apply_sparse_attention(model, TILED, dense_steps=1)
     expected = [family.run(model, timestep=torch.full((2,), t)) for t in (900.0, 800.0)]
-    model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.0))
     seen = plans(model)
     with model.cache_context("cond"):
         outs = [family.run(model, timestep=torch.full((2,), t)) for t in (900.0, 800.0)]
     assert [plan.order for plan in seen] == [None, None]
-    torch.testing.assert_close(outs, expected, **TOLERANCE)
+    assert_near(outs, expected)
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def test_offloaded_weights(family: Case) -> None:
     apply_sparse_attention(model, TILED)
     expected = family.run(model)
     cpu_offload(model, execution_device=torch.device("cpu"))
-    torch.testing.assert_close(family.run(model), expected, **TOLERANCE)
+    assert_near(family.run(model), expected)
 
 
 def test_steps_are_counted_by_timesteps() -> None:
@@ -195,7 +195,7 @@ def test_steps_are_counted_by_timesteps() -> None:
     assert counter.step(torch.tensor(1)) == 4
 
 
-def at(timestep: float) -> dict[str, Tensor]:
+def at(timestep: float) -> dict[str, Any]:
     return dict(timestep=torch.full((2,), timestep))
 
 
