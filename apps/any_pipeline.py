@@ -86,12 +86,12 @@ def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: i
             PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps)
         )
         return
-    transformers = [getattr(pipeline, part, None) for part in ("transformer", "transformer_2")]
-    for transformer in transformers:
-        if transformer is not None:
-            apply_sparse_attention(
-                transformer, patterns, dense_steps=dense_steps, dense_layers=dense_layers, num_steps=num_steps
-            )
+    parts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
+    # Together: Wan 2.2's two models share one sampling, and one count of its steps.
+    transformers = tuple(part for part in parts if part is not None)
+    apply_sparse_attention(
+        transformers, patterns, dense_steps=dense_steps, dense_layers=dense_layers, num_steps=num_steps
+    )
 
 
 def frames_per_second(pipeline: Any) -> float:

@@ -1,7 +1,7 @@
 """Gathers the keys that each tile of queries sees, and attends tile by tile: forward and backward, on any device.
 
-Shapes: b batch, h heads, g = b · h, gt tiles of all of them, s slots and extra tokens, d head width, r rows (a tile of
-queries of a clip and head), m slots of a tile, c key tiles of a row, e extra tokens.
+Shapes: b batch, h heads, g = b · h, gt tiles of all of them, s slots and extra tokens, d head width, r rows (tiles of
+queries that see the same), q queries of a row, k keys of a row, m slots of a tile, e extra tokens.
 """
 
 from collections.abc import Iterator
@@ -9,56 +9,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kinema.generation.attention.backends.base import Backend, attend_extra
+from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.layout import BlockLayout
 
 # Numbers of gathered keys of a chunk: more saves calls, less stays in the processor's cache (measured in
 # benchmarks/sparse_attention.py).
-_CHUNK_CPU = 2**20
+_CHUNK_CPU = 2**18
 _CHUNK_CUDA = 2**26
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Rows that see the same number of key tiles.
-
-    Attributes:
-        own: query tile of each row, out of those of all heads and clips.
-        keys: its key tiles, likewise.
-        full: how many of them are seen wholly; None: all, and no slot of theirs is empty.
-    """
-
-    own: Int[Tensor, " r"]
-    keys: Int[Tensor, "r c"]
-    full: Int[Tensor, " r"] | None
-
-    def split(self, size: int) -> Iterator["_Rows"]:
-        """At most so many rows at once."""
-        full = [None] * len(self.own) if self.full is None else self.full.split(size)
-        for own, keys, part in zip(self.own.split(size), self.keys.split(size), full, strict=False):
-            yield _Rows(own, keys, part)
-
-
-def _rows(layout: BlockLayout, batch: int, heads: int, device: torch.device, *, masked: bool) -> Iterator[_Rows]:
-    """All rows, grouped by what they need: those of one number of key tiles, with or without a mask."""
-    tiles = layout.order.num_tiles
-    shape = (batch, heads, tiles)
-    indices = layout.indices.to(device).expand(*shape, -1)
-    counts, full_counts = (x.to(device).expand(shape).flatten() for x in (layout.counts, layout.full_counts))
-    offsets = torch.arange(batch * heads, device=device).view(batch, heads, 1, 1) * tiles
-    keys = (indices + offsets).flatten(0, 2)
-    needs = torch.full_like(counts, masked, dtype=torch.bool) | (counts > full_counts)
-    if layout.order.is_ragged:
-        ragged = ~layout.order.tiles_of(layout.order.valid).all(1).to(device)
-        places = torch.arange(indices.shape[-1], device=device) < counts[:, None]
-        needs |= (ragged[indices.flatten(0, 2)] & places).any(1)
-    for kind in torch.unique(counts * 2 + needs).tolist():
-        own = (counts * 2 + needs == kind).nonzero()[:, 0]
-        yield _Rows(own, keys[own, : kind // 2], full_counts[own] if kind % 2 else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,49 +32,54 @@ class _Work:
     chunk: int
     extra_mask: Bool[Tensor, "b e"] | None
 
-    def mask(self, rows: _Rows, extra: int) -> Bool[Tensor, "r m k"] | None:
+    def mask(self, rows: Rows, extra: int) -> Bool[Tensor, "r q k"] | None:
         """What each query of these rows sees of its keys, extra tokens last."""
-        if rows.full is None:
+        if rows.full is None and self.extra_mask is None:
             return None
         order = self.layout.order.to(rows.own.device)
-        tiles = order.num_tiles
+        tiles, num_queries = order.num_tiles, rows.own.shape[1] * order.tile_size
         tokens, valid = order.tiles_of(order.tokens), order.tiles_of(order.valid)
         seen = valid[rows.keys % tiles].unsqueeze(1)  # r 1 c m
-        if self.layout.mask is not None:
+        if self.layout.mask is not None and rows.full is not None:
             head = rows.own // tiles if self.layout.indices.shape[0] > 1 else rows.own // tiles % self.heads
             query, key = tokens[rows.own % tiles], tokens[rows.keys % tiles]
-            part = self.layout.mask(head[:, None, None, None], query[:, :, None, None], key[:, None])
+            part = self.layout.mask(head[:, :1, None, None], query.flatten(1)[:, :, None, None], key[:, None])
             places = torch.arange(rows.keys.shape[1], device=rows.own.device)
             seen = seen & (part | (places < rows.full[:, None])[:, None, :, None])
-        seen = seen.expand(-1, order.tile_size, -1, -1).flatten(2)
+        seen = seen.expand(-1, num_queries, -1, -1).flatten(2)
         if extra:
             mask = torch.ones(1, extra, dtype=torch.bool, device=seen.device)
             if self.extra_mask is not None:
-                mask = self.extra_mask[rows.own // (tiles * self.heads)]
-            seen = torch.cat((seen, mask[:, None].expand(len(rows.own), order.tile_size, -1)), dim=2)
+                mask = self.extra_mask[rows.own[:, 0] // (tiles * self.heads)]
+            seen = torch.cat((seen, mask[:, None].expand(len(rows.own), num_queries, -1)), dim=2)
         return seen
 
-    def chunks(self, batch: int, extra: int, width: int, device: torch.device) -> Iterator[_Rows]:
+    def chunks(self, batch: int, extra: int, width: int, device: torch.device) -> Iterator[Rows]:
         """All rows, so many at once that gathered keys keep within the limit."""
-        for rows in _rows(self.layout, batch, self.heads, device, masked=self.extra_mask is not None):
+        for rows in rows_of(self.layout, batch, self.heads, device):
             numbers = (rows.keys.shape[1] * self.layout.order.tile_size + extra) * width
             yield from rows.split(max(self.chunk // numbers, 1))
 
 
-def _gather(tiles: Float[Tensor, "gt m d"], extra: Float[Tensor, "g e d"], rows: _Rows) -> Float[Tensor, "r k d"]:
+def _gather(tiles: Float[Tensor, "gt m d"], extra: Float[Tensor, "g e d"], rows: Rows) -> Float[Tensor, "r k d"]:
     """Keys (or values) of each row."""
     own = tiles.index_select(0, rows.keys.flatten()).view(len(rows.own), -1, tiles.shape[-1])
     if not extra.shape[1]:
         return own
-    return torch.cat((own, extra[rows.own // (len(tiles) // len(extra))]), dim=1)
+    return torch.cat((own, extra[rows.own[:, 0] // (len(tiles) // len(extra))]), dim=1)
+
+
+def _queries(tiles: Float[Tensor, "gt m d"], rows: Rows) -> Float[Tensor, "r q d"]:
+    """Queries (or their gradients) of each row."""
+    return tiles.index_select(0, rows.own.flatten()).view(len(rows.own), -1, tiles.shape[-1])
 
 
 def _attend(
-    query: Float[Tensor, "r m d"],
+    query: Float[Tensor, "r q d"],
     key: Float[Tensor, "r k d"],
     value: Float[Tensor, "r k d"],
-    mask: Bool[Tensor, "r m k"] | None,
-) -> Float[Tensor, "r m d"]:
+    mask: Bool[Tensor, "r q k"] | None,
+) -> Float[Tensor, "r q d"]:
     if query.device.type != "cpu" or query.dtype == torch.float32:
         # Rows stand where heads usually do.
         mask = None if mask is None else mask[None]
@@ -136,7 +103,8 @@ class _GatherAttention(torch.autograd.Function):
         batch, extra, width = len(extra_key) // work.heads, extra_key.shape[1], query.shape[-1]
         for rows in work.chunks(batch, extra, width, query.device):
             keys, values = _gather(key, extra_key, rows), _gather(value, extra_value, rows)
-            out[rows.own] = _attend(query[rows.own], keys, values, work.mask(rows, extra))
+            seen = _attend(_queries(query, rows), keys, values, work.mask(rows, extra))
+            out.index_copy_(0, rows.own.flatten(), seen.reshape(-1, *query.shape[1:]))
         return out
 
     @staticmethod
@@ -149,17 +117,17 @@ class _GatherAttention(torch.autograd.Function):
         batch, extra, width = len(extra_key) // work.heads, extra_key.shape[1], query.shape[-1]
         tiles = len(key) // len(extra_key)
         for rows in work.chunks(batch, extra, width, query.device):
-            inputs = query[rows.own], _gather(key, extra_key, rows), _gather(value, extra_value, rows)
+            inputs = _queries(query, rows), _gather(key, extra_key, rows), _gather(value, extra_value, rows)
             inputs = [x.detach().requires_grad_() for x in inputs]
             with torch.enable_grad():
                 out = _attend(*inputs, work.mask(rows, extra))
-            of_query, *others = torch.autograd.grad(out, inputs, grads[0][rows.own])
-            grad_query[rows.own] = of_query
+            of_query, *others = torch.autograd.grad(out, inputs, _queries(grads[0], rows))
+            grad_query.index_copy_(0, rows.own.flatten(), of_query.reshape(-1, *query.shape[1:]))
             for grad, of_tiles, of_extra in zip(others, sums[:2], sums[2:], strict=True):
                 own = grad[:, : grad.shape[1] - extra].reshape(-1, *key.shape[1:])
                 of_tiles.index_add_(0, rows.keys.flatten(), own.float())
                 if extra:
-                    of_extra.index_add_(0, rows.own // tiles, grad[:, grad.shape[1] - extra :].float())
+                    of_extra.index_add_(0, rows.own[:, 0] // tiles, grad[:, grad.shape[1] - extra :].float())
         return (
             grad_query,
             *(total.to(x.dtype) for total, x in zip(sums, (key, value, extra_key, extra_value), strict=True)),

@@ -222,7 +222,7 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gather, "_CHUNK_CPU", 10_000)
     out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=3, backend="gather")
     assert torch.allclose(out, expected, atol=1e-6)
-    assert len(largest) > 10
+    assert len(largest) > 3
     assert max(largest) <= 10_000
 
 
