@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "kinema.apps.commands.train",
     "tokenizer": "kinema.apps.commands.tokenizer",
     "toybox": "kinema.apps.commands.toybox",
+    "attention": "kinema.apps.commands.attention",
     "eval": "kinema.apps.commands.evaluate",
     "weights": "kinema.apps.commands.weights",
     "app": "kinema.apps.commands.app",

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kinema.apps.any_pipeline import frames_per_second
 from kinema.apps.cli import Parser, report
-from kinema.apps.commands.generate import generate_clip, sample_fps, slug
+from kinema.apps.commands.generate import generate_clip, slug
 from kinema.apps.loading import load_pipeline
 from kinema.files import check_output_file
 from kinema.video import contact_sheet, read_image, write_image, write_video
@@ -48,7 +49,7 @@ def make_clips(pipeline: Any, folder: Path, *, overwrite: bool = False) -> list[
     for (prompt, image), path in zip(jobs, paths, strict=True):
         started = time.perf_counter()
         frames = generate_clip(pipeline, prompt, image=image)
-        write_video(path, frames, sample_fps(pipeline), overwrite=overwrite)
+        write_video(path, frames, frames_per_second(pipeline), overwrite=overwrite)
         kind = "prompt" if image is None else "first frame and prompt"
         print(f"{path}  {time.perf_counter() - started:.1f} s, from {kind}: {prompt}", flush=True)
         clips.append(frames)

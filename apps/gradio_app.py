@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 import torch
 
-from kinema.apps.commands.generate import generate_clip, sample_fps
+from kinema.apps.any_pipeline import frames_per_second
+from kinema.apps.commands.generate import generate_clip
 from kinema.errors import KinemaError
 from kinema.video import write_video
 
@@ -106,7 +107,7 @@ class ClipMaker:
             if warning.category.__module__.startswith("kinema."):  # words that the model does not know
                 gr.Warning(str(warning.message))
         path = self._folder / f"{next(self._numbers):04d}.mp4"
-        write_video(path, frames, sample_fps(self.pipeline))
+        write_video(path, frames, frames_per_second(self.pipeline))
         return str(path)
 
 

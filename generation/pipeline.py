@@ -238,7 +238,7 @@ class KinemaPipeline(DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                velocity = self._predict_velocity(latents, timestep, conditioning, text, negative)
+                velocity = self._predict_velocity(latents, timestep, step, conditioning, text, negative)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 latents = conditioning.impose(latents)
                 if callback is not None:
@@ -256,6 +256,7 @@ class KinemaPipeline(DiffusionPipeline):
         self,
         latents: Float[Tensor, "b z t h w"],
         timestep: Float[Tensor, ""],
+        step: int,
         conditioning: Conditioning,
         text: TextFeatures,
         negative: TextFeatures,
@@ -266,6 +267,8 @@ class KinemaPipeline(DiffusionPipeline):
             "hidden_states": latents.to(self.transformer.dtype),
             "timestep": conditioning.timesteps(t, self.transformer.patch_size),
             "return_dict": False,
+            "step": step,
+            "num_steps": self._num_timesteps,
         }
         with self.transformer.cache_context("cond"):
             velocity = self.transformer(**inputs, encoder_hidden_states=text.values, encoder_attention_mask=text.mask)[

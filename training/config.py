@@ -318,6 +318,14 @@ class DiffusionTrainingConfig(TrainingConfig):
     max_zoom_out: float = 2.0
     """Crops of video files are up to this many times larger than the clip, then scaled down."""
 
+    attention: str | None = None
+    """What tokens see, as `kinema attention patterns` lists (default: as the preset says, mostly all)."""
+    coarse_tile: tuple[int, int, int] | None = None
+    """Tiles (t, h, w) of the gated coarse branch of VSA, beside any attention; default: no such branch."""
+    anneal_every: int | None = None
+    """VSA's annealing, for `attention` tile-top-k with a `share`: all tiles are seen at first, and every so many steps
+    0.03 of them fewer, down to that share (published: 50 steps)."""
+
     shift: float | None = 2.0
     """Shift of the timesteps towards noise (None: from the number of tokens)."""
     uniform_fraction: float = 0.1
@@ -350,6 +358,7 @@ class DiffusionTrainingConfig(TrainingConfig):
         for name in ("uniform_fraction", "image_probability", "image_noise", "text_drop"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
         _require(self, "shift", self.shift is None or self.shift > 0, "be above 0")
+        _require(self, "anneal_every", self.anneal_every is None or self.anneal_every >= 1, "be at least 1")
 
 
 def parse_shape(text: str, argument: str = "shape") -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.generation.attention import PatternSchedule, TileTopK, annealed_share, as_schedule, parse_pattern
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
 from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
@@ -71,6 +73,8 @@ class DiffusionTask(Task[Batch]):
             {"text_dim": self.null_text.values.shape[-1]} if floats else {"text_vocab_size": len(self.text_tokenizer)}
         )
         self.model: Any = start_model(config, in_channels=self.vae.latent_channels, **text)
+        self.annealed = annealed_pattern(config)
+        self.attention: PatternSchedule | None = self.model.attention
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
@@ -111,6 +115,17 @@ class DiffusionTask(Task[Batch]):
 
     def num_clips(self, batch: Batch) -> int:
         return batch["text"].shape[0]
+
+    def start_step(self, step: int) -> None:
+        if self.annealed is not None and self.annealed.share is not None and self.config.anneal_every is not None:
+            share = annealed_share(step, self.annealed.share, every=self.config.anneal_every)
+            self.attention = as_schedule(replace(self.annealed, share=share))
+            self.model.set_attention(self.attention)
+
+    def numbers(self) -> dict[str, float]:
+        if self.annealed is None or self.attention is None:
+            return {}
+        return {"attention_share": getattr(self.attention.patterns[0], "share", 1.0)}
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The velocity's squared error, at a random time of each clip (flow matching, arXiv 2209.03003)."""
@@ -161,6 +176,7 @@ class DiffusionTask(Task[Batch]):
         """Loss on validation clips, text-to-video and image-to-video, with the same noise and times each time."""
         if self.validation is None:
             return {}
+        self._attend_as_trained(model)
         device = self.vae.device
         batch = {name: value.to(device) for name, value in self.validation.items()}
         clean = self._clean_latents(batch)
@@ -178,8 +194,14 @@ class DiffusionTask(Task[Batch]):
         means = {name: float(torch.stack(values).sum()) / len(clean) for name, values in losses.items()}
         return {"score": -sum(means.values()) / 2} | means
 
+    def _attend_as_trained(self, model: Any) -> None:
+        """The averaged weights' model sees what the trained one saw last."""
+        if self.annealed is not None:
+            model.set_attention(self.attention)
+
     def pipeline(self, model: Any) -> KinemaPipeline:
         """The pipeline with these weights."""
+        self._attend_as_trained(model)
         return KinemaPipeline(
             transformer=model,
             vae=self.vae,
@@ -224,23 +246,47 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=step_generator(seed, 0, epoch, "order"))
 
 
+def annealed_pattern(config: DiffusionTrainingConfig) -> TileTopK | None:
+    """The pattern whose share falls while the model trains.
+
+    Raises:
+        KinemaError: `anneal_every` is given, and `attention` is no tile-top-k with a share.
+    """
+    if config.anneal_every is None:
+        return None
+    pattern = parse_pattern(config.attention) if config.attention else None
+    if not isinstance(pattern, TileTopK) or pattern.share is None:
+        raise KinemaError(
+            f"`anneal_every` (={config.anneal_every}) must go with an `attention` like tile-top-k:share=0.1, not"
+            f" {config.attention}"
+        )
+    return pattern
+
+
 def start_model(config: DiffusionTrainingConfig, **arguments: int) -> VideoTransformer:
     """What training starts from: the preset untrained, or the transformer of the pipeline in `init_from`.
+
+    What tokens see is the setting's; a coarse branch that the loaded transformer lacks begins closed.
 
     Raises:
         KinemaError: `init_from` holds no pipeline, or one whose transformer is not of the preset.
     """
-    fresh = VideoTransformer.from_preset(config.preset, text_max_length=config.text_max_length, **arguments)
+    own = {"attention": config.attention, "coarse_tile": config.coarse_tile}
+    own = {name: value for name, value in own.items() if value is not None}
+    fresh = VideoTransformer.from_preset(config.preset, text_max_length=config.text_max_length, **own, **arguments)
     if config.init_from is None:
         return fresh
     loaded: Any = load_pipeline(config.init_from, "init_from").transformer
-    for name in (name for name in fresh.config if not name.startswith("_")):
+    for name in (name for name in fresh.config if not name.startswith("_") and name not in own):
         given, wanted = loaded.config[name], fresh.config[name]
         if json.dumps(given) != json.dumps(wanted):  # lists and tuples are the same here
             raise KinemaError(
                 f"`init_from` (={config.init_from}) must have `{name}` {wanted} of {config.preset}, not {given}"
             )
-    return loaded
+    missing, unexpected = fresh.load_state_dict(loaded.state_dict(), strict=False)
+    if unexpected or any(".coarse_gate." not in name for name in missing):
+        raise KinemaError(f"`init_from` (={config.init_from}) must have the weights of {config.preset}")
+    return fresh
 
 
 def load_pipeline(folder: Path, argument: str) -> Any:

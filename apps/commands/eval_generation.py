@@ -311,7 +311,8 @@ def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processe
 
 
 def _generated(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
-    from kinema.apps.commands.generate import generate_clip, sample_fps
+    from kinema.apps.any_pipeline import frames_per_second
+    from kinema.apps.commands.generate import generate_clip
     from kinema.apps.loading import load_pipeline
     from kinema.video import write_video
 
@@ -319,7 +320,7 @@ def _generated(arguments: argparse.Namespace, prompts: list[str], state: Process
     pipeline: Any = load_pipeline(arguments.model, device=state.device)
     pipeline.set_progress_bar_config(disable=True)
     options = given_options(arguments)
-    fps = arguments.fps or sample_fps(pipeline)
+    fps = arguments.fps or frames_per_second(pipeline)
 
     def generate() -> "Iterator[tuple[str, Tensor, str]]":
         from tqdm import tqdm

@@ -41,7 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the clip's file; else named after the prompt")
     parser.add_argument("--image", metavar="FILE", help="a picture to be the first frame")
-    parser.add_argument("--model", metavar="DIR", help="a pipeline's folder; else the embedded model")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a pipeline's folder or hub id, kinema's or diffusers'; else the embedded one",
+    )
+    parser.add_argument(
+        "--attention", metavar="PATTERN", help="sparse attention, like sliding-tile:3x3x3 (`kinema attention patterns`)"
+    )
+    parser.add_argument("--dense-steps", type=int, metavar="N", help="first sampling steps that stay dense (0)")
+    parser.add_argument("--dense-layers", type=int, metavar="N", help="first blocks that stay dense (0)")
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
@@ -62,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.image is not None:
         check_input_file(arguments.image, "image")
 
-    from kinema.apps.loading import load_pipeline
+    from kinema.apps.any_pipeline import frames_per_second, load_any_pipeline, set_attention
     from kinema.files import check_other_file, check_output_file
     from kinema.video import VideoWriter, check_output_video, contact_sheet, read_image, write_image
 
@@ -73,9 +82,16 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.image is not None:
                 check_other_file(job.sheet, "--contact-sheet", {"image": arguments.image})
     image = None if arguments.image is None else read_image(arguments.image, name="image")
-    pipeline = load_pipeline(arguments.model, device=arguments.device)
+    if arguments.attention is not None:
+        from kinema.generation.attention import parse_patterns
+
+        parse_patterns(arguments.attention)  # a mistake is named before the loading
+    pipeline = load_any_pipeline(arguments.model, device=arguments.device)
+    if arguments.attention is not None:
+        dense = {name: getattr(arguments, name) or 0 for name in ("dense_steps", "dense_layers")}
+        set_attention(pipeline, arguments.attention, **dense, num_steps=arguments.num_steps)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-    fps = arguments.fps or sample_fps(pipeline)
+    fps = arguments.fps or frames_per_second(pipeline)
     for job in jobs:
         started = time.perf_counter()
         frames = generate_clip(pipeline, job.prompt, image=image, seed=job.seed, **given_options(arguments))
@@ -95,7 +111,7 @@ def generate_clip(
     """One clip as the frames of a file.
 
     Args:
-        pipeline: A `KinemaPipeline`.
+        pipeline: A `KinemaPipeline`, or a pipeline of diffusers that makes videos from prompts.
         prompt: What it shows.
         image: Its first frame, uint8 `(h, w, 3)`.
         seed: Of the noise; the same seed gives the same clip, whatever the device.
@@ -108,17 +124,13 @@ def generate_clip(
     from einops import rearrange
     from PIL import Image
 
+    from kinema.apps.any_pipeline import image_argument
     from kinema.video import to_uint8
 
-    picture = None if image is None else Image.fromarray(image.numpy())
+    given = image_argument(pipeline, None if image is None else Image.fromarray(image.numpy()))
     generator = torch.Generator().manual_seed(seed)
-    clip = pipeline(prompt, image=picture, generator=generator, output_type="pt", **options).frames[0]
+    clip = pipeline(prompt=prompt, **given, generator=generator, output_type="pt", **options).frames[0]
     return to_uint8(rearrange(clip, "t c h w -> c t h w").cpu() * 2 - 1)
-
-
-def sample_fps(pipeline: Any) -> float:
-    """Frames a second at which a pipeline's clips are meant to be shown."""
-    return float(pipeline.config["sample_fps"])
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -200,6 +212,12 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
+    for name in ("dense_steps", "dense_layers"):
+        value, flag = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if value is not None and value < 0:
+            raise KinemaError(f"`{flag}` (={value}) must be >= 0")
+        if value is not None and arguments.attention is None:
+            raise KinemaError(f"`{flag}` (={value}) must go with `--attention`")
     if arguments.guidance_scale is not None and not 0 <= arguments.guidance_scale < float("inf"):
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
     if not 0 <= arguments.seed < 2**63:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.generation.transformer.arrangement import DENSE, BlockAttention
 from kinema.generation.transformer.rope import apply_rotary
 
 RotaryTable = tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
@@ -76,24 +77,39 @@ class HeadNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with QK-norm, and rotary places when given."""
+    """Multi-head self-attention with QK-norm, and rotary places when given; all tokens see all unless told.
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    With `coarse_gate`, attention between means of tiles is added, times a gate that each token computes (VSA,
+    arXiv 2505.13389).
+    """
+
+    def __init__(self, dim: int, num_heads: int, coarse_gate: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.norm = HeadNorm(2, dim // num_heads)
         self.out = nn.Linear(dim, dim, bias=False)
+        self.coarse_gate = nn.Linear(dim, dim) if coarse_gate else None
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: RotaryTable | None = None, mask: Bool[Tensor, "b n"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        rotary: RotaryTable | None = None,
+        mask: Bool[Tensor, "b n"] | None = None,
+        attention: BlockAttention = DENSE,
     ) -> Float[Tensor, "b n d"]:
         qkv = rearrange(self.qkv(x), "b n (s k e) -> b n s k e", s=3, k=self.num_heads)
         query_key = self.norm(qkv[:, :, :2])
         if rotary is not None:
             query_key = apply_rotary(query_key, rotary)
         query, key = query_key.to(qkv.dtype).unbind(2)
-        return self.out(attend(query, key, qkv[:, :, 2], mask).flatten(2))
+        value = qkv[:, :, 2]
+        tokens = attention.tokens
+        out = attend(query, key, value, mask) if tokens is None else tokens(query, key, value)
+        if self.coarse_gate is not None and attention.coarse is not None:
+            gate = self.coarse_gate(x).unflatten(2, (self.num_heads, -1))
+            out = out + gate * attention.coarse(query, key, value)
+        return self.out(out.flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -205,11 +221,11 @@ class VideoBlock(nn.Module):
     The modulation is shared by all blocks; a block adds its own learned table (PixArt-alpha, arXiv:2310.00426, 2.3).
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, coarse_gate: bool = False) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(6, dim))
         self.norm_self = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.self_attention = SelfAttention(dim, num_heads)
+        self.self_attention = SelfAttention(dim, num_heads, coarse_gate)
         self.norm_cross = nn.LayerNorm(dim, eps=1e-6)
         self.cross_attention = CrossAttention(dim, num_heads)
         self.norm_mlp = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
@@ -222,9 +238,11 @@ class VideoBlock(nn.Module):
         text: Float[Tensor, "b l d"],
         text_mask: Bool[Tensor, "b l"],
         rotary: RotaryTable,
+        attention: BlockAttention = DENSE,
     ) -> Float[Tensor, "b n d"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        x = add_gated(x, gate1, self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary))
+        seen = self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary, attention=attention)
+        x = add_gated(x, gate1, seen)
         x = x + self.cross_attention(self.norm_cross(x), text, text_mask)
         return add_gated(x, gate2, self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
 

@@ -18,8 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.generation.attention import Pattern, PatternSchedule, as_schedule, check_backend, parse_patterns
+from kinema.generation.attention.grid import check_triple
+from kinema.generation.transformer.arrangement import Arrangement
 from kinema.generation.transformer.layers import (
     CrossAttention,
+    SelfAttention,
     TextRefiner,
     TimestepEmbedding,
     VideoBlock,
@@ -46,6 +50,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         text_max_length: longest prompt in tokens.
         num_refiner_layers: transformer layers over the text inside this model.
         rope_theta: base of the rotary wavelengths; small for small grids.
+        attention: what tokens see, as text (`kinema.generation.attention.parse_patterns`): `spatial+temporal` for
+            blocks in turns; None: all see all.
+        coarse_tile: tokens (t, h, w) of the tiles of VSA's gated coarse branch in every block; None: no such branch.
 
     Raises:
         KinemaError: an argument is out of its range.
@@ -70,9 +77,13 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         text_max_length: int = 64,
         num_refiner_layers: int = 2,
         rope_theta: float = 10000.0,
+        attention: str | None = None,
+        coarse_tile: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         _check_config(dim, num_heads, patch_size, text_vocab_size, text_dim)
+        self.set_attention(attention)
+        self.coarse_tile = None if coarse_tile is None else check_triple("coarse_tile", coarse_tile)
         self.patch_size: tuple[int, int, int] = (patch_size[0], patch_size[1], patch_size[2])
         self.out_channels = out_channels if out_channels is not None else in_channels
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
@@ -85,7 +96,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self.embed_timestep = TimestepEmbedding(dim)
         self.embed_pooled_text = nn.Linear(dim, dim)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(VideoBlock(dim, num_heads, mlp_ratio) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(
+            VideoBlock(dim, num_heads, mlp_ratio, coarse_tile is not None) for _ in range(num_layers)
+        )
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
         self.out = nn.Linear(dim, self.out_channels * patch_volume)
@@ -109,10 +122,39 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             raise KinemaError(f"`name` (={name!r}) must be one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
 
+    def set_attention(
+        self, patterns: "str | Pattern | Sequence[Pattern] | PatternSchedule | None", *, backend: str = "auto"
+    ) -> None:
+        """Sets what tokens see from now on; the weights stay as they are.
+
+        Args:
+            patterns: for all blocks, for blocks in turns, by denoising step, or as text; None: all see all.
+            backend: name of the backend of sparse attention.
+
+        Raises:
+            KinemaError: a pattern is for another number of heads, or a layer does not exist, or a name is unknown.
+        """
+        if isinstance(patterns, str):
+            patterns = parse_patterns(patterns)
+        schedule = None if patterns is None else as_schedule(patterns)
+        if schedule is not None:
+            schedule.check(self.config["num_layers"], self.config["num_heads"])
+        check_backend(backend)
+        self._attention, self._attention_backend = schedule, backend
+
+    @property
+    def attention(self) -> PatternSchedule | None:
+        """What tokens see; None: all see all."""
+        return self._attention
+
     def _init_identity(self) -> None:
         """Zeroes what makes every branch, and the output, start at nothing (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
         cross_attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
-        for linear in (self.modulation[1], self.modulation_out[1], self.out, *(each.out for each in cross_attentions)):
+        gates = [
+            module.coarse_gate for module in self.modules() if isinstance(module, SelfAttention) and module.coarse_gate
+        ]
+        outputs = [attention.out for attention in cross_attentions]
+        for linear in (self.modulation[1], self.modulation_out[1], self.out, *outputs, *gates):
             for parameter in linear.parameters():
                 nn.init.zeros_(parameter)
 
@@ -123,6 +165,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         encoder_hidden_states: Int[Tensor, "b l"] | Float[Tensor, "b l f"],
         encoder_attention_mask: Bool[Tensor, "b l"] | None = None,
         return_dict: bool = True,
+        step: int | None = None,
+        num_steps: int | None = None,
     ) -> Transformer2DModelOutput | tuple[Float[Tensor, "b z_out t h w"]]:
         """Predicts the velocity (noise - clean) at every position.
 
@@ -132,6 +176,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             encoder_hidden_states: word ids, or features of the frozen text encoder.
             encoder_attention_mask: which text tokens exist, at least one a row; None: all.
             return_dict: whether to wrap the result.
+            step: the denoising step, for attention that changes with it; None: outside of sampling.
+            num_steps: how many there are.
 
         Returns:
             `.sample` (b z_out t h w), or a tuple of it.
@@ -139,19 +185,24 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         grid = self.token_grid(hidden_states.shape[2:])
         text_mask = _all_true_if_none(encoder_attention_mask, encoder_hidden_states)
         timestep = timestep[:, None] if timestep.ndim == 1 else timestep
+        tokens = Arrangement.make(self._attention, grid, len(self.blocks), self._attention_backend, step, num_steps)
 
         x = self.embed_patches(self._patchify(hidden_states))
         x = x + self.embed_places(place_features(grid, x.device).to(self.embed_places.weight.dtype))
         text, pooled = self.refine_text(encoder_hidden_states, text_mask)
         modulation, modulation_out = self._modulations(timestep, pooled, grid[0])
-        rotary = rotary_table(grid_positions(grid, x.device), self._head_dim, self.config["rope_theta"])
+        positions = tokens.put(grid_positions(grid, x.device), 0)
+        rotary = rotary_table(positions, self._head_dim, self.config["rope_theta"])
 
-        for block in self.blocks:
+        x, modulation = tokens.put(x, 1), tokens.put_groups(modulation)
+        for layer, block in enumerate(self.blocks):
+            arguments = (x, modulation, text, text_mask, rotary, tokens.attention(layer, self.coarse_tile))
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, modulation, text, text_mask, rotary)  # pyright: ignore
+                x = self._gradient_checkpointing_func(block, *arguments)  # pyright: ignore
             else:
-                x = block(x, modulation, text, text_mask, rotary)
+                x = block(*arguments)
 
+        x = tokens.back(x, 1)
         shift, scale = modulation_out.unbind(2)
         sample = self._unpatchify(self.out(modulate(self.norm_out(x), shift, scale)), grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -4,16 +4,31 @@ from typing import Any
 
 _ARGUMENTS = (
     *("in_channels", "dim", "num_layers", "num_heads", "num_refiner_layers"),
-    *("patch_size", "text_max_length", "rope_theta"),
+    *("patch_size", "text_max_length", "rope_theta", "attention"),
 )
+# Cells in space and in time in turns, and full attention in 12 of 28 blocks: CascadeV's public configuration.
+_CASCADE = "alternating-grid:1x4x4+alternating-grid:4x1x1"
+_LATE = "+".join((*("spatial",) * 14, *("temporal",) * 14))
+_CASCADEV = "+".join((*(_CASCADE,) * 4, *("full",) * 4, *(_CASCADE,) * 4, *("full",) * 8))
+
 # fmt: off
 _TABLE: dict[str, tuple[Any, ...]] = {
-    #            in   dim layers heads refiner patch    text   theta
-    "tiny":     ( 4,   32,   2,   2,   1,   (1, 1, 1),   24,   100.0),
-    "toybox-s": (32,  256,   8,   4,   1,   (1, 1, 1),   64,   100.0),
-    "toybox-m": (16,  384,  12,   6,   2,   (1, 1, 1),   64,   100.0),
-    "base":     (16,  768,  16,  12,   2,   (1, 2, 2),  256, 10000.0),
-    "large":    (16, 1536,  28,  24,   2,   (1, 2, 2),  512, 10000.0),
+    #             in   dim layers heads refiner patch    text   theta  attention
+    "tiny":      ( 4,   32,   2,   2,   1,   (1, 1, 1),   24,   100.0, None),
+    "toybox-s":  (32,  256,   8,   4,   1,   (1, 1, 1),   64,   100.0, None),
+    "toybox-m":  (16,  384,  12,   6,   2,   (1, 1, 1),   64,   100.0, None),
+    "base":      (16,  768,  16,  12,   2,   (1, 2, 2),  256, 10000.0, None),
+    "large":     (16, 1536,  28,  24,   2,   (1, 2, 2),  512, 10000.0, None),
+    # Latte (arXiv 2401.03048), sizes S to XL: variant 1, blocks in turns; variant 2, the second half through time.
+    "latte-s":   (16,  384,  12,   6,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
+    "latte-b":   (16,  768,  12,  12,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
+    "latte-l":   (16, 1024,  24,  16,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
+    "latte-xl":  (16, 1152,  28,  16,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
+    "latte-xl-late": (16, 1152, 28, 16, 2,   (1, 2, 2),  256, 10000.0, _LATE),
+    # W.A.L.T (arXiv 2312.06662): windows in space, then in space-time.
+    "walt-b":    (16,  768,  12,  12,   2,   (1, 1, 1),  256, 10000.0, "window:1x16x16+window:5x8x8"),
+    # CascadeV (arXiv 2501.16612), on the width and depth of PixArt XL.
+    "cascadev":  (16, 1152,  28,  16,   2,   (1, 2, 2),  256, 10000.0, _CASCADEV),
 }
 # fmt: on
 

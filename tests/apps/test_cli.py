@@ -12,7 +12,12 @@ import torch
 from kinema.apps.cli import COMMANDS, main
 from kinema.video import write_video
 
-HELPS = [["--help"], *([command, "--help"] for command in COMMANDS), ["toybox", "render", "--help"]]
+HELPS = [
+    ["--help"],
+    *([command, "--help"] for command in COMMANDS),
+    ["toybox", "render", "--help"],
+    ["attention", "report", "--help"],
+]
 
 
 @pytest.mark.parametrize("argv", HELPS, ids=" ".join)

@@ -1,0 +1,96 @@
+"""What executes a layout.
+
+Shapes: b batch, h heads, s slots of the order and extra tokens behind them, d head width, e extra tokens.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.generation.attention.layout import BlockLayout
+
+
+class BackendFailed(KinemaError):
+    """A backend that seemed able to run something was not; another one can."""
+
+
+class Backend(ABC):
+    """A way to compute attention under a layout.
+
+    Attributes:
+        name: the name in `backend=...`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
+        """What keeps it from running this here; None: nothing."""
+
+    def not_worth(self, layout: BlockLayout, query: Tensor) -> str | None:
+        """Why `auto` should pass it over, though it could run this; None: it should not."""
+        return None
+
+    @abstractmethod
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        """Attention of all slots and extra tokens.
+
+        Args:
+            query: in the order of the layout; extra tokens, which see and are seen by all, behind.
+            key: likewise.
+            value: likewise.
+            layout: which tiles see which.
+            extra_mask: which extra tokens exist as keys; None: all.
+
+        Raises:
+            BackendFailed: it could not, for a reason that `missing` cannot know.
+        """
+
+
+def dense(
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b h k d"],
+    value: Float[Tensor, "b h k d"],
+    mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, "b h q d"]:
+    """Dense attention through diffusers' dispatcher, by the backend that is set there (SDPA, flash, xformers, ...)."""
+    arranged = (x.transpose(1, 2) for x in (query, key, value))
+    return dispatch_attention_fn(*arranged, attn_mask=mask).transpose(1, 2)
+
+
+def key_mask(
+    layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
+) -> Bool[Tensor, "b s"] | None:
+    """Which slots and extra tokens exist as keys; None: all of them."""
+    if not layout.order.is_ragged and extra_mask is None:
+        return None
+    batch, extra = query.shape[0], query.shape[2] - layout.order.num_slots
+    valid = layout.order.to(query.device).valid.expand(batch, -1)
+    if extra_mask is None:
+        extra_mask = torch.ones(batch, extra, dtype=torch.bool, device=query.device)
+    return torch.cat((valid, extra_mask), dim=1)
+
+
+def attend_extra(
+    query: Float[Tensor, "b h s d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s d"],
+    layout: BlockLayout,
+    extra_mask: Bool[Tensor, "b e"] | None,
+) -> Float[Tensor, "b h e d"]:
+    """What extra tokens see: everything."""
+    mask = key_mask(layout, query, extra_mask)
+    mask = None if mask is None else mask[:, None, None, :]
+    return dense(query[:, :, layout.order.num_slots :], key, value, mask)

@@ -1,0 +1,106 @@
+"""Backends that make dense calls: with a mask of all tokens (the reference), and part by part.
+
+Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kinema.generation.attention.backends.base import Backend, attend_extra, dense, key_mask
+from kinema.generation.attention.layout import BlockLayout
+
+
+class Masked(Backend):
+    """Dense attention with a mask of all pairs: the reference. It costs what dense attention costs, and more memory."""
+
+    name: ClassVar[str] = "masked"
+
+    def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
+        return None
+
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        order = layout.order.to(query.device)
+        seen, whole = (table.to(query.device) for table in layout.seen())
+        tokens = order.tokens
+        seen, whole = (
+            table.repeat_interleave(order.tile_size, -1).repeat_interleave(order.tile_size, -2)
+            for table in (seen, whole)
+        )
+        if layout.mask is not None:
+            b, h = (len(query), layout.num_heads) if seen.shape[0] > 1 else (1, layout.num_heads)
+            head = torch.arange(b * h, device=query.device).view(b, h, 1, 1)
+            seen = whole | (seen & layout.mask(head, tokens[:, None], tokens[None, :]))
+        extra = query.shape[2] - order.num_slots
+        mask = torch.nn.functional.pad(seen, (0, extra, 0, extra), value=True)
+        keys = key_mask(layout, query, extra_mask)
+        return dense(query, key, value, mask if keys is None else mask & keys[:, None, None, :])
+
+
+class Dense(Backend):
+    """Full attention: one dense call, without a mask where no tile is ragged."""
+
+    name: ClassVar[str] = "dense"
+
+    def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
+        return None if layout.is_full else "it runs patterns in which every token sees all"
+
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        keys = key_mask(layout, query, extra_mask)
+        return dense(query, key, value, None if keys is None else keys[:, None, None, :])
+
+
+class Parts(Backend):
+    """Patterns that cut the grid into parts (frames, places, windows): a reshape, and dense attention in each part."""
+
+    name: ClassVar[str] = "parts"
+
+    def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
+        return None if layout.is_block_diagonal else "it runs patterns that cut the grid into parts"
+
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        order = layout.order.to(query.device)
+        batch, heads, _, width = query.shape
+        slots, tiles, size = order.num_slots, order.num_tiles, order.tile_size
+
+        def parts(x: Float[Tensor, "b h s d"], with_extra: bool) -> Float[Tensor, "b_tiles h m d"]:
+            own = x[:, :, :slots].unflatten(2, (tiles, size)).transpose(1, 2)
+            if with_extra and x.shape[2] > slots:
+                extra = x[:, None, :, slots:].expand(-1, tiles, -1, -1, -1)
+                own = torch.cat((own, extra), dim=3)
+            return own.flatten(0, 1)
+
+        mask = None
+        keys = key_mask(layout, query, extra_mask)
+        if keys is not None:
+            own = keys[:, :slots].unflatten(1, (tiles, size))
+            extra = keys[:, None, slots:].expand(-1, tiles, -1)
+            mask = torch.cat((own, extra), dim=2).flatten(0, 1)[:, None, None, :]
+        out = dense(parts(query, False), parts(key, True), parts(value, True), mask)
+        out = out.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, slots, width)
+        if query.shape[2] == slots:
+            return out
+        return torch.cat((out, attend_extra(query, key, value, layout, extra_mask)), dim=2)

@@ -1,0 +1,130 @@
+"""FlexAttention (torch.nn.attention.flex_attention), compiled: on CUDA forward and backward, on a CPU forward.
+
+Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens, t tiles, x tiles of extra tokens.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
+
+from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
+from kinema.generation.attention.layout import BlockLayout
+
+# torch 2.15's CPU template gives code that does not compile, or wrong results, where a clip is shorter than its blocks.
+_LEAST_ON_CPU = 1024
+
+_LONG_ON_CPU = 4096
+"""Tokens from which on compiling is worth it on a CPU."""
+
+
+class Flex(Backend):
+    """Compiled FlexAttention with a block mask made of the layout's lists: tiles seen wholly have no mask function.
+
+    One compilation serves every layout of a head width and type; lengths are dynamic.
+    """
+
+    name: ClassVar[str] = "flex"
+
+    def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
+        if query.is_cuda:
+            size = layout.order.tile_size
+            return None if size % 16 == 0 else f"tiles of {size} tokens: CUDA kernels need a multiple of 16"
+        if query.device.type != "cpu":
+            return f"it runs on cpu and cuda, not on {query.device.type}"
+        if query.requires_grad:
+            return "it has no backward pass on a CPU"
+        if layout.order.num_slots < _LEAST_ON_CPU:
+            return f"its CPU kernels fail below {_LEAST_ON_CPU} tokens"
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            return "it needs a C++ compiler (g++ or clang++)"
+        return None
+
+    def not_worth(self, layout: BlockLayout, query: Tensor) -> str | None:
+        if not query.is_cuda and layout.order.num_slots < _LONG_ON_CPU:
+            return f"it compiles for seconds, for fewer than {_LONG_ON_CPU} tokens"
+        return None
+
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        length, size = query.shape[2], layout.order.tile_size
+        block_mask = _block_mask(layout, query, extra_mask)
+        behind = -length % size
+        padded = (pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value))
+        try:
+            out = _compiled()(*padded, block_mask=block_mask)
+        except (TorchDynamoException, InductorError) as error:
+            reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
+            raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
+        return out[:, :, :length]
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _block_mask(
+    layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
+) -> BlockMask:
+    """The layout with its extra tokens as tiles behind the others, in FlexAttention's terms."""
+    order, device = layout.order.to(query.device), query.device
+    length, tiles, size = query.shape[2], order.num_tiles, order.tile_size
+    more = -(-(length - order.num_slots) // size)
+    batch = len(query) if extra_mask is not None else layout.indices.shape[0]
+    seen, whole = (table.to(device).expand(batch, -1, -1, -1) for table in layout.seen())
+    seen, whole = (pad(table, (0, more, 0, more), value=True) for table in (seen, whole))
+    keys = key_mask(layout, query, extra_mask)
+    if keys is None:
+        keys = torch.ones(1, length, dtype=torch.bool, device=device)
+    keys = pad(keys, (0, (tiles + more) * size - length))
+    everything_there = keys.unflatten(1, (-1, size)).all(2)
+    whole = whole & everything_there[:, None, None, :]
+    partial = seen & ~whole
+    lists = [_lists(table) for table in (partial, whole)]
+    mask = _mask_function(layout, keys)
+    return BlockMask.from_kv_blocks(*lists[0], *lists[1], BLOCK_SIZE=(size, size), mask_mod=mask)
+
+
+def _lists(table: Tensor) -> tuple[Tensor, Tensor]:
+    counts = table.sum(-1, dtype=torch.int32)
+    return counts, table.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices.to(torch.int32)
+
+
+def _mask_function(layout: BlockLayout, keys: Tensor) -> Callable[..., Tensor]:
+    """What is seen within tiles that are seen in part, or of which slots are empty."""
+    clips = layout.indices.shape[0] > 1
+    slots, size, heads = layout.order.num_slots, layout.order.tile_size, layout.num_heads
+    tokens = pad(layout.order.to(keys.device).tokens, (0, keys.shape[1] - slots))
+    many = len(keys) > 1
+
+    def exists(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return keys[b if many else 0, k]
+
+    if layout.mask is None:
+        return exists
+    see = layout.mask
+    # Tiles that were seen wholly may be here for their empty slots.
+    planned = layout.seen()[1].to(keys.device)
+    planned = pad(planned, (0, (keys.shape[1] - slots) // size, 0, (keys.shape[1] - slots) // size), value=True)
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        head = b * heads + h if clips else h
+        table = planned[b if planned.shape[0] > 1 else 0, h if planned.shape[1] > 1 else 0, q // size, k // size]
+        return (table | see(head, tokens[q], tokens[k])) & keys[b if many else 0, k]
+
+    return sees

@@ -1,0 +1,206 @@
+"""The grid of video tokens, and orders of its tokens that put what attends to each other side by side.
+
+Shapes: b batch, h heads, n tokens of the grid in raster order (t h w), s slots, d head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import prod
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kinema.errors import KinemaError
+
+Axis = tuple[tuple[int, ...], ...]
+"""Positions along one axis, in groups; each position is in one of them."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Numbers of video tokens along time, height and width.
+
+    Raises:
+        KinemaError: one is below 1.
+    """
+
+    t: int
+    h: int
+    w: int
+
+    def __post_init__(self) -> None:
+        for name, size in zip("thw", self.sizes, strict=True):
+            if size < 1:
+                raise KinemaError(f"`grid.{name}` (={size}) must be at least 1")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(t, h, w)."""
+        return self.t, self.h, self.w
+
+    @property
+    def num_tokens(self) -> int:
+        """t · h · w."""
+        return prod(self.sizes)
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.sizes))
+
+    def positions(self, tokens: Int[Tensor, "*any"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, h, w) of tokens by their place in raster order."""
+        return tokens // (self.h * self.w), tokens // self.w % self.h, tokens % self.w
+
+
+@dataclass(frozen=True, eq=False)
+class TokenOrder:
+    """Tokens of a grid in tiles of one size: tile after tile, each a run of slots.
+
+    A ragged tile has slots without a token; such a slot repeats the tile's last token, so that whatever is computed
+    there is finite, and is not `valid`.
+
+    Attributes:
+        grid: the grid.
+        tile_size: slots of a tile.
+        tokens: the token of each slot.
+        valid: false where a slot repeats another's token.
+        slots: the slot of each token, the inverse.
+        tile_grid: numbers of tiles along the axes that were cut, in the order of the tiles.
+        run: slots side by side that are of one latent step; every run of so many, from the first slot on, is.
+        is_ragged: whether some slots are not valid.
+        is_raster: whether it is raster order, without a slot more.
+    """
+
+    grid: Grid
+    tile_size: int
+    tokens: Int[Tensor, " s"]
+    valid: Bool[Tensor, " s"]
+    slots: Int[Tensor, " n"]
+    tile_grid: tuple[int, ...]
+    run: int
+    is_ragged: bool
+    is_raster: bool
+    _copies: dict[torch.device, "TokenOrder"] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles."""
+        return len(self.tokens) // self.tile_size
+
+    @property
+    def num_slots(self) -> int:
+        """Slots: tokens, and what fills up ragged tiles."""
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> "TokenOrder":
+        """The same order with its tables on a device, copied there once."""
+        if self.tokens.device == device:
+            return self
+        if device not in self._copies:
+            tables = [x.to(device) for x in (self.tokens, self.valid, self.slots)]
+            self._copies[device] = replace(self, tokens=tables[0], valid=tables[1], slots=tables[2], _copies={})
+        return self._copies[device]
+
+    def arrange(self, x: Tensor, dim: int) -> Tensor:
+        """From raster order to slots. What follows the tokens along `dim` (extra tokens) stays behind them.
+
+        Raises:
+            KinemaError: there are fewer than the grid's tokens.
+        """
+        return _reorder(x, dim, self.to(x.device).tokens, self.grid.num_tokens, "tokens")
+
+    def restore(self, x: Tensor, dim: int) -> Tensor:
+        """From slots back to raster order; extra tokens stay behind.
+
+        Raises:
+            KinemaError: there are fewer than the order's slots.
+        """
+        return _reorder(x, dim, self.to(x.device).slots, self.num_slots, "slots")
+
+    def tiles_of(self, x: Tensor) -> Tensor:
+        """``(s, ...)`` as ``(tiles, tile_size, ...)``."""
+        return x.unflatten(0, (self.num_tiles, self.tile_size))
+
+
+def _reorder(x: Tensor, dim: int, index: Tensor, size: int, what: str) -> Tensor:
+    if x.shape[dim] < size:
+        raise KinemaError(f"`x` (of shape {tuple(x.shape)}) must have at least {size} {what} along axis {dim}")
+    ordered = x.narrow(dim, 0, size).index_select(dim, index)
+    extra = x.shape[dim] - size
+    return torch.cat((ordered, x.narrow(dim, size, extra)), dim) if extra else ordered
+
+
+def reorder(x: Tensor, before: TokenOrder | None, after: TokenOrder | None) -> Tensor:
+    """``(b, h, n, d)`` from one order to another, extra tokens behind; None is raster order."""
+    if before is after:
+        return x
+    if before is not None and not before.is_raster:
+        x = before.restore(x, 2)
+    return x if after is None or after.is_raster else after.arrange(x, 2)
+
+
+def runs(size: int, length: int, offset: int = 0) -> Axis:
+    """Groups of `length` neighbours along an axis; the first has `offset` of them, where that is given."""
+    starts = sorted({0, *range(offset, size, length)})
+    return tuple(tuple(range(a, b)) for a, b in zip(starts, [*starts[1:], size], strict=True))
+
+
+def strides(size: int, number: int) -> Axis:
+    """`number` groups (fewer where the axis is shorter) of positions that are `number` apart."""
+    return tuple(tuple(range(first, size, number)) for first in range(min(number, size)))
+
+
+@lru_cache(maxsize=64)
+def token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> TokenOrder:
+    """The order whose tiles are the products of groups along the axes. Computed once for each grid.
+
+    Args:
+        grid: the grid.
+        shape: how its tokens, in raster order, are seen, time first: ``grid.sizes``, or a frame as one axis.
+        axes: for each axis of `shape` its groups.
+
+    Example:
+        Tiles 2×8×8: ``token_order(grid, grid.sizes, (runs(grid.t, 2), runs(grid.h, 8), runs(grid.w, 8)))``.
+    """
+    assert prod(shape) == grid.num_tokens
+    assert all(
+        sorted(x for group in axis for x in group) == list(range(n)) for n, axis in zip(shape, axes, strict=True)
+    )
+    longest = [max(len(group) for group in axis) for axis in axes]
+    tokens, valid = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
+    numbers: list[int] = []
+    for size, axis, length in zip(shape, axes, longest, strict=True):
+        places = torch.tensor([[*group, *[group[-1]] * (length - len(group))] for group in axis])
+        exists = torch.tensor([[i < len(group) for i in range(length)] for group in axis])
+        numbers.append(len(axis))
+        # What is there, (tiles, slots), by this axis, (groups, length): groups go to the tiles, places to the slots.
+        shaped = tokens.view(prod(numbers[:-1]), 1, -1, 1), places.view(1, len(axis), 1, length)
+        tokens = (shaped[0] * size + shaped[1]).flatten(2).flatten(0, 1)
+        shaped = valid.view(prod(numbers[:-1]), 1, -1, 1), exists.view(1, len(axis), 1, length)
+        valid = (shaped[0] & shaped[1]).flatten(2).flatten(0, 1)
+    tokens, valid = tokens.flatten(), valid.flatten()
+    slots = torch.empty(grid.num_tokens, dtype=torch.long)
+    slots[tokens[valid]] = torch.arange(len(tokens))[valid]
+    is_ragged = not bool(valid.all())
+    is_raster = not is_ragged and bool((slots == torch.arange(grid.num_tokens)).all())
+    return TokenOrder(
+        grid, prod(longest), tokens, valid, slots, tuple(numbers), prod(longest[1:]), is_ragged, is_raster
+    )
+
+
+def tile_order(grid: Grid, tile: Sequence[int]) -> TokenOrder:
+    """Tiles of (t, h, w) tokens, smaller ones at the ends; a tile larger than the grid is the grid."""
+    size = [min(length, n) for length, n in zip(tile, grid.sizes, strict=True)]
+    return token_order(grid, grid.sizes, tuple(runs(n, length) for n, length in zip(grid.sizes, size, strict=True)))
+
+
+def check_triple(name: str, value: Sequence[int]) -> tuple[int, int, int]:
+    """Three numbers of at least 1.
+
+    Raises:
+        KinemaError: there are more or fewer, or one is below 1 or no integer.
+    """
+    if len(value) != 3 or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in value):
+        raise KinemaError(f"`{name}` (={tuple(value)}) must be three integers of at least 1")
+    return value[0], value[1], value[2]

@@ -1,0 +1,54 @@
+"""Attention patterns: which video tokens see which. A new one is a file and a line in `PATTERNS`."""
+
+from kinema.generation.attention.patterns.bands import Band, SpatialTemporalHeads
+from kinema.generation.attention.patterns.base import Density, Pattern, StaticPattern
+from kinema.generation.attention.patterns.block_causal import BlockCausal
+from kinema.generation.attention.patterns.dynamic import DynamicPattern
+from kinema.generation.attention.patterns.full import Full
+from kinema.generation.attention.patterns.per_head import PerHead
+from kinema.generation.attention.patterns.radial import Radial
+from kinema.generation.attention.patterns.sliding_tile import SlidingTile
+from kinema.generation.attention.patterns.top_k import SlidingTileTopK, TileTopK
+from kinema.generation.attention.patterns.windows import AlternatingGrid, ShiftedWindow, Spatial, Temporal, Window
+
+PATTERNS: dict[str, tuple[type[Pattern], str]] = {
+    pattern.name: (pattern, main)
+    for pattern, main in (
+        (Full, ""),
+        (Spatial, ""),
+        (Temporal, ""),
+        (Window, "size"),
+        (ShiftedWindow, "size"),
+        (AlternatingGrid, "cells"),
+        (SlidingTile, "window"),
+        (Radial, "decay"),
+        (Band, "axis"),
+        (SpatialTemporalHeads, "width"),
+        (TileTopK, "k"),
+        (SlidingTileTopK, "k"),
+        (BlockCausal, "chunk"),
+    )
+}
+"""Patterns by name, with the setting that text may give without its name (`sliding-tile:3x3x1`)."""
+
+__all__ = [
+    "PATTERNS",
+    "AlternatingGrid",
+    "Band",
+    "BlockCausal",
+    "Density",
+    "DynamicPattern",
+    "Full",
+    "Pattern",
+    "PerHead",
+    "Radial",
+    "ShiftedWindow",
+    "SlidingTile",
+    "SlidingTileTopK",
+    "Spatial",
+    "SpatialTemporalHeads",
+    "StaticPattern",
+    "Temporal",
+    "TileTopK",
+    "Window",
+]

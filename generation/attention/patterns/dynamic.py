@@ -1,0 +1,100 @@
+"""What dynamic patterns share: means of tiles, and tables of tiles chosen by scores.
+
+Shapes: b batch, h heads, n tokens, s slots, q tiles, d head width.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.generation.attention.grid import Grid, TokenOrder
+from kinema.generation.attention.layout import BlockLayout
+from kinema.generation.attention.patterns.base import Pattern
+
+
+class DynamicPattern(Pattern):
+    """A pattern that looks at queries and keys."""
+
+    is_static: ClassVar[bool] = False
+
+    @abstractmethod
+    def plan_slots(
+        self,
+        order: TokenOrder,
+        num_extra_tokens: int,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        step: int | None = None,
+        value: Float[Tensor, "b h s d"] | None = None,
+    ) -> BlockLayout:
+        """As `plan`, for queries and keys that are arranged already (extra tokens left out)."""
+
+    @abstractmethod
+    def mask(
+        self,
+        grid: Grid,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b h n d"],
+        step: int | None = None,
+        value: Float[Tensor, "b h n d"] | None = None,
+    ) -> Bool[Tensor, "b h n n"]:
+        """What each query (row) sees, tokens in raster order: the reference, written out without tiles' lists."""
+
+    def plan(
+        self,
+        grid: Grid,
+        num_heads: int,
+        num_extra_tokens: int = 0,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        step: int | None = None,
+        value: Tensor | None = None,
+    ) -> BlockLayout:
+        self.check_heads(num_heads)
+        for name, x in (("query", query), ("key", key)):
+            if x is None:
+                raise KinemaError(f"`{name}` (=None) must be given: the pattern '{self.name}' looks at it")
+            if x.ndim != 4 or x.shape[1] != num_heads or x.shape[2] < grid.num_tokens:
+                raise KinemaError(
+                    f"`{name}` (of shape {tuple(x.shape)}) must be (b, {num_heads} heads, at least {grid.num_tokens}"
+                    f" tokens of the grid {grid}, d)"
+                )
+        assert query is not None
+        assert key is not None
+        order = self.order(grid)
+        n = grid.num_tokens
+        query, key = (order.arrange(x[:, :, :n], dim=2) for x in (query, key))
+        value = None if value is None else order.arrange(value[:, :, :n], dim=2)
+        return self.plan_slots(order, num_extra_tokens, query, key, step, value)
+
+
+def tile_means(x: Float[Tensor, "b h s d"], order: TokenOrder) -> Float[Tensor, "b h q d"]:
+    """Means of the tokens of each tile, in float32: ties of bfloat16 would favour the first tiles."""
+    order = order.to(x.device)
+    valid = order.tiles_of(order.valid).float()
+    tiles = x.unflatten(2, (order.num_tiles, order.tile_size))
+    return torch.einsum("bhqsd,qs->bhqd", tiles.float(), valid) / valid.sum(1)[:, None]
+
+
+def pick(scores: Float[Tensor, "b h q q"], number: int) -> Bool[Tensor, "b h q q"]:
+    """The table of the `number` key tiles of the highest scores in each row."""
+    number = min(number, scores.shape[-1])
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(number, dim=-1).indices, True)
+
+
+def tiles_to_tokens(table: Bool[Tensor, "b h q q"], order: TokenOrder) -> Bool[Tensor, "b h n n"]:
+    """A table of tiles as one of tokens in raster order."""
+    tile = order.slots // order.tile_size
+    return table[:, :, tile][:, :, :, tile]
+
+
+def tile_sets(order: TokenOrder) -> Sequence[Tensor]:
+    """Tokens of each tile, for references."""
+    return [
+        tokens[valid] for tokens, valid in zip(order.tiles_of(order.tokens), order.tiles_of(order.valid), strict=True)
+    ]

@@ -1,0 +1,90 @@
+"""Radial attention (arXiv 2506.19852): a band around a token's place that narrows with the distance in time."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.generation.attention.grid import Grid, TokenOrder, runs, token_order
+from kinema.generation.attention.layout import TokenMask
+from kinema.generation.attention.patterns.base import StaticPattern, band_pairs
+
+
+@dataclass(frozen=True)
+class Radial(StaticPattern):
+    """A token sees a band around its place, which narrows with the distance in time.
+
+    A token at place r of frame i sees place c of frame j, places counted row by row, where with d = |i - j|:
+
+        d <= 1, or j = 0 (the first frame is seen by all)
+        or |r - c| <= max(L · decay, `min_width`), L = 2^bits(tokens of a frame) / 2^bits(d), of each frame whose
+        distance d is a multiple of int(`min_width` / L), where L < `min_width`
+
+    with bits(x) the length of x in binary (its public code). Blocks of a frame's tokens are seen in
+    part, exactly as this says.
+
+    Args:
+        decay: width of the bands; published: 0.2 for Wan 2.1, 0.8 for Wan 2.2, 0.95 for HunyuanVideo.
+        min_width: the least width, in tokens to either side.
+        tile_size: tokens of a block, neighbours in a frame.
+
+    Raises:
+        KinemaError: a number is not above 0.
+    """
+
+    name: ClassVar[str] = "radial"
+    decay: float = 0.2
+    min_width: int = 128
+    tile_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.decay > 0:
+            raise KinemaError(f"`decay` (={self.decay}) must be above 0")
+        for name in ("min_width", "tile_size"):
+            if getattr(self, name) < 1:
+                raise KinemaError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+
+    def order(self, grid: Grid) -> TokenOrder:
+        frame = grid.h * grid.w
+        return token_order(grid, (grid.t, frame), (runs(grid.t, 1), runs(frame, min(self.tile_size, frame))))
+
+    def reach(self, grid: Grid) -> Tensor:
+        """Tokens to either side that are seen at a distance of 0, 1, ... frames; -1: none."""
+        frame = grid.h * grid.w
+        reach: list[float] = []
+        for distance in range(grid.t):
+            length = 2.0 ** (frame.bit_length() - distance.bit_length())
+            hidden = length < self.min_width and distance % int(self.min_width / length) != 0
+            reach.append(frame if distance <= 1 else -1 if hidden else max(length * self.decay, self.min_width))
+        return torch.tensor(reach).floor().long()
+
+    def sees(self, grid: Grid) -> TokenMask:
+        frame, reach = grid.h * grid.w, self.reach(grid)
+
+        def sees(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            distance = (query // frame - key // frame).abs()
+            width = reach.to(query.device)[distance]
+            return ((query % frame - key % frame).abs() <= width) | (key < frame)
+
+        return sees
+
+    def tables(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        frame, reach = grid.h * grid.w, self.reach(grid)
+        first = torch.arange(0, frame, min(self.tile_size, frame))
+        last = (first + min(self.tile_size, frame)).clamp_max(frame) - 1
+        nearest = (first[:, None] - last).maximum(first - last[:, None]).clamp_min(0)
+        farthest = (last[:, None] - first).maximum(last - first[:, None])
+        times = torch.arange(grid.t)
+        width = reach[(times[:, None] - times).abs()][:, None, :, None]
+        sink = (times == 0)[None, None, :, None]
+        tables = [(((far[:, None, :] <= width) | sink).flatten(2).flatten(0, 1)) for far in (nearest, farthest)]
+        return tables[0][None], tables[1][None]
+
+    def num_pairs(self, grid: Grid) -> list[int]:
+        frame = grid.h * grid.w
+        bands = [band_pairs(frame, int(reach)) for reach in self.reach(grid)]
+        # All frames see the first wholly.
+        others = (bands[abs(query - key)] for query in range(grid.t) for key in range(1, grid.t))
+        return [grid.t * frame**2 + sum(others)]

@@ -1,0 +1,149 @@
+"""Patterns that cut the grid into parts, in which a token sees all: a reshape and dense attention.
+
+Factorised video transformers (Latte, arXiv 2401.03048) alternate `Spatial` and `Temporal`; W.A.L.T (arXiv 2312.06662)
+alternates windows in space and in space-time; Swin (arXiv 2103.14030) shifts every other layer's windows; CascadeV
+(arXiv 2501.16612) alternates a grid of few cells in time with one in space.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.generation.attention.grid import Axis, Grid, TokenOrder, check_triple, runs, token_order
+from kinema.generation.attention.layout import TokenMask
+from kinema.generation.attention.patterns.base import StaticPattern
+
+
+class Partition(StaticPattern):
+    """A token sees the tokens of its part, which is a product of groups of neighbours along the axes."""
+
+    @abstractmethod
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        """The groups along t, h and w."""
+
+    def order(self, grid: Grid) -> TokenOrder:
+        return token_order(grid, grid.sizes, self.cuts(grid))
+
+    def sees(self, grid: Grid) -> TokenMask:
+        part = torch.zeros(grid.sizes, dtype=torch.long)
+        for i, (axis, cut) in enumerate(zip("thw", self.cuts(grid), strict=True)):
+            number = torch.empty(grid.sizes[i], dtype=torch.long)
+            for index, group in enumerate(cut):
+                number[list(group)] = index
+            shape = [-1 if axis == other else 1 for other in "thw"]
+            part = part * len(cut) + number.view(shape)
+        part = part.flatten()
+
+        def sees(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            parts = part.to(query.device)
+            return parts[query] == parts[key]
+
+        return sees
+
+    def tables(self, grid: Grid) -> tuple[Tensor, None]:
+        return torch.eye(self.order(grid).num_tiles, dtype=torch.bool)[None], None
+
+
+@dataclass(frozen=True)
+class Spatial(Partition):
+    """A token sees its frame."""
+
+    name: ClassVar[str] = "spatial"
+
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        return runs(grid.t, 1), runs(grid.h, grid.h), runs(grid.w, grid.w)
+
+
+@dataclass(frozen=True)
+class Temporal(Partition):
+    """A token sees its place in all frames."""
+
+    name: ClassVar[str] = "temporal"
+
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        return runs(grid.t, grid.t), runs(grid.h, 1), runs(grid.w, 1)
+
+
+@dataclass(frozen=True)
+class Window(Partition):
+    """A token sees its window; windows at the end of an axis are smaller.
+
+    Args:
+        size: tokens (t, h, w) of a window.
+
+    Raises:
+        KinemaError: `size` is not three integers of at least 1.
+    """
+
+    name: ClassVar[str] = "window"
+    size: tuple[int, ...] = (4, 8, 8)
+
+    def __post_init__(self) -> None:
+        check_triple("size", self.size)
+
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        t, h, w = (runs(n, min(length, n)) for n, length in zip(grid.sizes, self.size, strict=True))
+        return t, h, w
+
+
+@dataclass(frozen=True)
+class ShiftedWindow(Partition):
+    """Windows whose borders lie half a window (or `shift`) away from those of `Window`.
+
+    The first and last windows of an axis are what is left there, which is what Swin's mask leaves of windows that wrap
+    around. An axis that fits into one window is not cut.
+
+    Args:
+        size: tokens (t, h, w) of a window.
+        shift: tokens (t, h, w) by which borders are moved; None: half a window.
+
+    Raises:
+        KinemaError: `size` is not three integers of at least 1, or a shift is no part of its window.
+    """
+
+    name: ClassVar[str] = "shifted-window"
+    size: tuple[int, ...] = (4, 8, 8)
+    shift: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_triple("size", self.size)
+        if self.shift is not None and (
+            len(self.shift) != 3 or not all(0 <= s < n for s, n in zip(self.shift, self.size, strict=True))
+        ):
+            raise KinemaError(f"`shift` (={self.shift}) must be three integers from 0 to below `size` (={self.size})")
+
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        shifts = self.shift or [length // 2 for length in self.size]
+        t, h, w = (
+            runs(n, length, shift) if n > length else runs(n, n)
+            for n, length, shift in zip(grid.sizes, self.size, shifts, strict=True)
+        )
+        return t, h, w
+
+
+@dataclass(frozen=True)
+class AlternatingGrid(Partition):
+    """A token sees its cell of a grid of few large cells, as CascadeV's layers do in turns: (2, 1, 1), then (1, 2, 2).
+
+    The layers of a model alternate by a pattern for each layer; this is one of them.
+
+    Args:
+        cells: cells along t, h and w.
+
+    Raises:
+        KinemaError: `cells` is not three integers of at least 1.
+    """
+
+    name: ClassVar[str] = "alternating-grid"
+    cells: tuple[int, ...] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        check_triple("cells", self.cells)
+
+    def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
+        t, h, w = (runs(n, -(-n // min(number, n))) for n, number in zip(grid.sizes, self.cells, strict=True))
+        return t, h, w

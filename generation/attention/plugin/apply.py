@@ -1,0 +1,220 @@
+"""Puts sparse attention into a transformer of diffusers, and takes it out again."""
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from kinema.errors import KinemaError
+from kinema.generation.attention.functional import check_backend
+from kinema.generation.attention.patterns import Pattern
+from kinema.generation.attention.plugin.cogvideox import CogVideoX
+from kinema.generation.attention.plugin.family import Entry, Family, SparseProcessor
+from kinema.generation.attention.plugin.forward import ForwardPlan, StepCounter
+from kinema.generation.attention.plugin.hunyuan_video import HunyuanVideo
+from kinema.generation.attention.plugin.ltx import LTX
+from kinema.generation.attention.plugin.wan import Wan
+from kinema.generation.attention.schedule import PatternSchedule
+from kinema.generation.attention.text import parse_patterns
+
+FAMILIES: dict[str, Family] = {
+    "WanTransformer3DModel": Wan(),
+    "LTXVideoTransformer3DModel": LTX(),
+    "CogVideoXTransformer3DModel": CogVideoX(),
+    "HunyuanVideoTransformer3DModel": HunyuanVideo(),
+}
+"""Families by the name of their transformer's class in diffusers."""
+
+_ATTRIBUTE = "_kinema_sparse_attention"
+
+
+def apply_sparse_attention(
+    transformer: Any,
+    pattern: Pattern | PatternSchedule | Sequence[Pattern] | str,
+    *,
+    dense_steps: int | tuple[int, int] = 0,
+    dense_layers: int | tuple[int, ...] = 0,
+    min_tokens: int = 0,
+    backend: str = "auto",
+    num_steps: int | None = None,
+) -> None:
+    """Makes self-attention over the video tokens of a diffusers transformer sparse, in place.
+
+    The pipeline stays as it is. Text tokens see, and are seen by, all tokens. Where a step is dense for all blocks the
+    stock attention runs. Denoising steps are counted by the timesteps of the calls: guidance repeats one, and where it
+    rises a new sampling begins (apply again to begin one at a lower timestep); in training mode there are none.
+    Applying twice replaces. Fuse projections, and add LoRA layers to the patch embedding, before.
+
+    Args:
+        transformer: of a class in `FAMILIES`; or several that share a schedule, counted together: Wan 2.2's
+            ``(pipe.transformer, pipe.transformer_2)``.
+        pattern: for all blocks; patterns that blocks take in turns; either as text (`sliding-tile:3x3x1`,
+            `spatial+temporal`); or a schedule, which says what the next three arguments say.
+        dense_steps: the first so many denoising steps are dense; or (first, last) so many at either end.
+        dense_layers: the first so many blocks are dense, or those of these numbers (negative ones from the end).
+        min_tokens: clips of fewer video tokens are dense.
+        backend: a name in `BACKENDS`, or `auto`.
+        num_steps: denoising steps of a sampling; needed for last dense steps.
+
+    Raises:
+        KinemaError: an argument is wrong; nothing was changed.
+    """
+    transformers = _transformers(transformer)
+    schedule = _schedule(pattern, dense_steps, dense_layers, min_tokens)
+    _check_steps(schedule, num_steps)
+    check_backend(backend)
+    for each in transformers:
+        attentions = _family(each).attentions(each)
+        schedule.check(len(attentions), attentions[0].heads)
+        _check_not_split(each)
+    remove_sparse_attention(transformers)
+    counter = StepCounter()
+    for each in transformers:
+        setattr(each, _ATTRIBUTE, _Plugin(each, schedule, backend, num_steps, counter))
+
+
+def remove_sparse_attention(transformer: Any) -> None:
+    """Brings back the stock attention. A transformer without sparse attention stays as it is.
+
+    Args:
+        transformer: of a class in `FAMILIES`, or several.
+
+    Raises:
+        KinemaError: a transformer is of another class.
+    """
+    for each in _transformers(transformer):
+        plugin = vars(each).get(_ATTRIBUTE)
+        if plugin is not None:
+            plugin.detach(each)
+            delattr(each, _ATTRIBUTE)
+
+
+def _family(transformer: Any) -> Family:
+    for kind in type(transformer).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise KinemaError(f"`transformer` (={type(transformer).__name__}) must be one of {', '.join(FAMILIES)}")
+
+
+def _transformers(transformer: Any) -> Sequence[Any]:
+    transformers = tuple(transformer) if isinstance(transformer, (list, tuple)) else (transformer,)
+    if not transformers or len(set(map(id, transformers))) < len(transformers):
+        raise KinemaError(f"`transformer` (={len(transformers)} of them) must be one, or several different ones")
+    for each in transformers:
+        _family(each)
+    return transformers
+
+
+def _schedule(
+    pattern: Any, dense_steps: int | tuple[int, int], dense_layers: int | tuple[int, ...], min_tokens: int
+) -> PatternSchedule:
+    if isinstance(pattern, PatternSchedule):
+        for name, value in (("dense_steps", dense_steps), ("dense_layers", dense_layers), ("min_tokens", min_tokens)):
+            if value != 0:
+                raise KinemaError(f"`{name}` (={value}) must be left out: `pattern` is a schedule, which has its own")
+        return pattern
+    if isinstance(pattern, str):
+        pattern = parse_patterns(pattern)
+    patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
+    for each in patterns:
+        if not isinstance(each, Pattern):
+            raise KinemaError(f"`pattern` (with {each!r}) must be a pattern, patterns, a schedule or text")
+    return PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps, min_tokens=min_tokens)
+
+
+def _check_steps(schedule: PatternSchedule, num_steps: int | None) -> None:
+    if num_steps is not None and num_steps < 1:
+        raise KinemaError(f"`num_steps` (={num_steps}) must be at least 1")
+    if num_steps is None and not isinstance(schedule.dense_steps, int) and schedule.dense_steps[1] > 0:
+        raise KinemaError(
+            f"`num_steps` (=None) must be given for last dense steps, `dense_steps` (={schedule.dense_steps})"
+        )
+
+
+def _check_not_split(transformer: Any) -> None:
+    if getattr(transformer, "_parallel_config", None) is not None:
+        raise KinemaError("`transformer` must hold all tokens on one device: sparse attention needs them together")
+
+
+class _Plugin:
+    """Sparse attention in one transformer: its hooks and processors. Methods, not closures, so that a deep copy of the
+    transformer has a plugin of its own."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        schedule: PatternSchedule,
+        backend: str,
+        num_steps: int | None,
+        counter: StepCounter,
+    ) -> None:
+        self.family = _family(transformer)
+        self.schedule = schedule
+        self.backend = backend
+        self.num_steps = num_steps
+        self.counter = counter
+        self.plan: ForwardPlan | None = None
+        """Of the forward that is under way."""
+        self.entries: Sequence[Entry] = self.family.entries(transformer)
+        self.handles = [
+            transformer.register_forward_pre_hook(self._begin, with_kwargs=True),
+            transformer.register_forward_hook(self._end, always_call=True),
+            transformer.norm_out.register_forward_pre_hook(self._leave),
+            *(module.register_forward_hook(partial(self._enter, change)) for module, change in self.entries),
+        ]
+        for layer, attention in enumerate(self.family.attentions(transformer)):
+            attention.set_processor(self.family.processor(attention.processor, layer))
+
+    def detach(self, transformer: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for attention in self.family.attentions(transformer):
+            if isinstance(attention.processor, SparseProcessor):
+                attention.set_processor(attention.processor.stock)
+
+    def _begin(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._check_unchanged(transformer)
+        arguments = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments
+        arguments.pop("self")
+        self.plan = self._plan(transformer, arguments)
+        # As keywords: what was positional may have become more.
+        return ((), arguments) if self.family.prepare(self.plan, arguments) else None
+
+    def _plan(self, transformer: Any, arguments: dict[str, Any]) -> ForwardPlan:
+        grid, num_leading = self.family.grid(transformer, arguments)
+        step = None if transformer.training else self.counter.step(arguments["timestep"])
+        num_layers = len(self.family.attentions(transformer))
+        # diffusers' caches keep what blocks did in one step for others, which may have another order.
+        is_cached = getattr(transformer, "is_cache_enabled", False)
+        return ForwardPlan(
+            grid,
+            tuple(self.schedule.at(i, num_layers, step, self.num_steps, grid) for i in range(num_layers)),
+            batch_size=len(arguments["hidden_states"]),
+            num_leading=num_leading,
+            step=step,
+            backend=self.backend,
+            can_reorder=self.family.can_reorder(transformer) and not is_cached,
+        )
+
+    def _check_unchanged(self, transformer: Any) -> None:
+        _check_not_split(transformer)
+        processors = [attention.processor for attention in self.family.attentions(transformer)]
+        entries = zip(self.entries, self.family.entries(transformer), strict=True)
+        if not all(isinstance(each, SparseProcessor) for each in processors) or any(
+            a[0] is not b[0] for a, b in entries
+        ):
+            raise KinemaError(
+                "`transformer` was given other attention processors or layers since apply_sparse_attention;"
+                " it must be applied again"
+            )
+
+    def _enter(self, change: Any, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return None if self.plan is None else change(self.plan, output)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return None if self.plan is None else (self.plan.restore(args[0], 1), *args[1:])
+
+    def _end(self, transformer: Any, args: tuple[Any, ...], output: Any) -> None:
+        self.plan = None

@@ -1,0 +1,296 @@
+"""Backends compute what the mask of a pattern says, and its gradients."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from attending import dynamic, grids, static
+from kinema.errors import KinemaError
+from kinema.generation.attention import (
+    Band,
+    BlockCausal,
+    DynamicPattern,
+    Full,
+    Grid,
+    Pattern,
+    PerHead,
+    Radial,
+    SlidingTile,
+    Spatial,
+    StaticPattern,
+    Temporal,
+    TileTopK,
+    Window,
+    sparse_attention,
+)
+from kinema.generation.attention.backends import BACKENDS, BackendFailed, gather
+from kinema.generation.attention.backends.flex import Flex
+
+
+def inputs(
+    grid: Grid, extra: int = 0, batch: int = 2, heads: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
+):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, heads, grid.num_tokens + extra, 8)
+    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    grid: Grid,
+    extra: int,
+    extra_mask: Tensor | None = None,
+) -> Tensor:
+    """The softmax written out in float64, with the pattern's mask of tokens."""
+    n, heads = grid.num_tokens, query.shape[1]
+    if isinstance(pattern, DynamicPattern):
+        seen = pattern.mask(grid, query[:, :, :n], key[:, :, :n], value=value[:, :, :n])
+    else:
+        assert isinstance(pattern, StaticPattern)
+        seen = torch.stack([pattern.mask(grid, head) for head in range(heads)])
+    seen = torch.nn.functional.pad(seen, (0, extra, 0, extra), value=True).expand(len(query), heads, -1, -1).clone()
+    if extra_mask is not None:
+        seen[..., n:] &= extra_mask[:, None, None, :]
+    scores = query.double() @ key.double().mT / query.shape[-1] ** 0.5
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value.double()
+
+
+def usable(pattern: Pattern, grid: Grid, tensors: list[Tensor], extra: int) -> list[str]:
+    layout = pattern.plan(grid, tensors[0].shape[1], extra, tensors[0], tensors[1])
+    names = [name for name, backend in BACKENDS.items() if name != "flex"]  # compiled: below
+    return [name for name in names if BACKENDS[name].missing(layout, tensors[0]) is None]
+
+
+patterns = st.one_of(static, dynamic)
+
+
+@settings(max_examples=100, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(0, 5), batch=st.integers(1, 2), heads=st.integers(1, 3))
+def test_backends_are_the_reference(grid: Grid, make: Callable, extra: int, batch: int, heads: int):
+    pattern = make()
+    tensors = inputs(grid, extra, batch, heads)
+    expected = reference(*tensors, pattern, grid, extra)
+    for backend in usable(pattern, grid, tensors, extra):
+        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+        assert out.dtype == torch.float32
+        assert (out - expected).abs().max() <= 1e-5, backend
+
+
+@settings(max_examples=40, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(0, 4), budget=st.sampled_from([1, 200, 2**20]))
+def test_gradients_are_the_reference(grid: Grid, make: Callable, extra: int, budget: int):
+    pattern = make()
+    tensors = [x.requires_grad_() for x in inputs(grid, extra)]
+    weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad((reference(*tensors, pattern, grid, extra) * weight).sum(), tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "_CHUNK_CPU", budget)
+        for backend in usable(pattern, grid, tensors, extra):
+            out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+            grads = torch.autograd.grad((out * weight).sum(), tensors)
+            for grad, wanted in zip(grads, expected, strict=True):
+                assert (grad - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item()), backend
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(1, 5), data=st.data())
+def test_padding_of_extra_tokens_is_not_seen(grid: Grid, make: Callable, extra: int, data: st.DataObject):
+    pattern = make()
+    tensors = inputs(grid, extra)
+    rows = st.lists(st.booleans(), min_size=extra, max_size=extra)
+    mask = torch.tensor([data.draw(rows), data.draw(rows)])
+    expected = reference(*tensors, pattern, grid, extra, mask)
+    for backend in usable(pattern, grid, tensors, extra):
+        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend, extra_mask=mask)
+        assert (out - expected).abs().max() <= 1e-5, backend
+
+
+@settings(max_examples=30, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(0, 3))
+def test_tile_order_is_raster_order_arranged(grid: Grid, make: Callable, extra: int):
+    pattern = make()
+    tensors = inputs(grid, extra)
+    expected = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra)
+    order = pattern.order(grid)
+    arranged = [order.arrange(x, 2) for x in tensors]
+    out = sparse_attention(*arranged, pattern, grid, num_extra_tokens=extra, order="tile")
+    assert out.isfinite().all()
+    assert (order.restore(out, 2) - expected).abs().max() <= 1e-5
+
+
+@settings(max_examples=20, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(0, 3), dtype=st.sampled_from([torch.bfloat16, torch.float16]))
+def test_half_precision_stays_near(grid: Grid, make: Callable, extra: int, dtype: torch.dtype):
+    pattern = make()
+    tensors = inputs(grid, extra, dtype=dtype)
+    expected = reference(*tensors, pattern, grid, extra)
+    for backend in usable(pattern, grid, tensors, extra):
+        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+        assert out.dtype == dtype
+        assert (out - expected).abs().max() <= (0.04 if dtype == torch.bfloat16 else 0.006), backend
+
+
+def test_per_head_patterns_on_all_heads():
+    grid, tensors = Grid(4, 3, 5), inputs(Grid(4, 3, 5), 2)
+    tile = (2, 2, 2)
+    for pattern in (
+        PerHead((SlidingTile(tile, (1, 1, 1)), BlockCausal(2, tile=tile), SlidingTile(tile, (3, 1, 3)))),
+        PerHead((Band("spatial", 0.2, (2, 4)), Band("temporal", 0.2, (2, 4)), Band("spatial", 0.4, (2, 4)))),
+        SlidingTile(tile, ((1, 1, 1), (1, 3, 1), (3, 3, 3))),
+    ):
+        expected = reference(*tensors, pattern, grid, 2)
+        for backend in ("gather", "masked"):
+            out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=2, backend=backend)
+            assert (out - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.slow  # compiles for half a minute each
+@pytest.mark.parametrize(
+    ("pattern", "extra"),
+    [
+        (SlidingTile((2, 8, 8), (1, 3, 1)), 0),
+        (SlidingTile((2, 8, 8), (3, 1, 1)), 70),
+        (Radial(0.2, 16, 64), 5),
+        (TileTopK(k=2, tile=(2, 8, 8)), 5),
+        (Band("temporal", 0.1, (2, 64)), 0),
+    ],
+    ids=str,
+)
+def test_flex_is_the_reference(pattern: Pattern, extra: int):
+    grid = Grid(5, 17, 16)
+    tensors = inputs(grid, extra)
+    mask = torch.rand(2, extra, generator=torch.Generator().manual_seed(2)) > 0.4 if extra == 70 else None
+    expected = reference(*tensors, pattern, grid, extra, mask)
+    try:
+        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend="flex", extra_mask=mask)
+    except BackendFailed as error:
+        pytest.skip(str(error))
+    assert (out - expected).abs().max() <= 1e-5
+
+
+def test_what_fails_is_run_by_another_that_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> Tensor:
+        raise BackendFailed("`backend` (=flex) could not be compiled for this: no luck")
+
+    monkeypatch.setattr(Flex, "missing", lambda *_: None)
+    monkeypatch.setattr(Flex, "not_worth", lambda *_: None)
+    monkeypatch.setattr(Flex, "run", fail)
+    grid, pattern = Grid(2, 4, 3), SlidingTile((1, 2, 2), (1, 1, 3))
+    tensors = inputs(grid)
+    with caplog.at_level(logging.WARNING):
+        out = sparse_attention(*tensors, pattern, grid)
+    assert (out - reference(*tensors, pattern, grid, 0)).abs().max() <= 1e-5
+    assert "attention backend flex failed, gather runs instead: `backend` (=flex) could not be compiled" in caplog.text
+    with pytest.raises(BackendFailed, match="no luck"):
+        sparse_attention(*tensors, pattern, grid, backend="flex")
+
+
+def test_cost_is_the_density():
+    """Products counted: those of the tiles that are seen, and no others."""
+    grid, pattern = Grid(8, 16, 16), SlidingTile((2, 8, 8), (1, 1, 1))
+    tensors = inputs(grid, batch=1, heads=1)
+    counts = {}
+    for backend in ("gather", "masked"):
+        with FlopCounterMode(display=False) as counter:
+            sparse_attention(*tensors, pattern, grid, backend=backend)
+        counts[backend] = counter.get_total_flops()
+    assert pattern.density(grid) == 1 / 16
+    assert counts["gather"] == counts["masked"] / 16 == 4 * 2048 * 128 * 8
+
+
+def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
+    grid, pattern = Grid(8, 8, 8), SlidingTile((2, 4, 4), (3, 3, 1))
+    tensors = inputs(grid, 3)
+    expected = sparse_attention(*tensors, pattern, grid, num_extra_tokens=3, backend="gather")
+    largest: list[int] = []
+    original = gather._attend
+
+    def watched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        largest.append(key.numel())
+        return original(query, key, value, mask)
+
+    monkeypatch.setattr(gather, "_attend", watched)
+    monkeypatch.setattr(gather, "_CHUNK_CPU", 10_000)
+    out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=3, backend="gather")
+    assert torch.allclose(out, expected, atol=1e-6)
+    assert len(largest) > 3
+    assert max(largest) <= 10_000
+
+
+def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixture):
+    grid = Grid(2, 4, 3)
+    tensors = [x.requires_grad_() for x in inputs(grid)]
+    with caplog.at_level(logging.INFO):
+        for pattern, name in (
+            (Full(), "dense"),
+            (Spatial(), "parts"),
+            (Temporal(), "parts"),
+            (Window((2, 2, 2)), "parts"),
+        ):
+            caplog.clear()
+            sparse_attention(*tensors, pattern, grid)
+            sparse_attention(*tensors, pattern, grid)
+            assert len(caplog.records) <= 1
+            assert all(f"attention backend {name} on cpu" in record.getMessage() for record in caplog.records)
+        caplog.clear()
+        sparse_attention(*tensors, SlidingTile((1, 2, 3), (1, 3, 1)), grid)
+    assert "attention backend gather on cpu, torch.float32, tiles of 6 tokens" in caplog.text
+    assert "flex: it has no backward pass on a CPU" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO), torch.no_grad():
+        sparse_attention(*inputs(grid, dtype=torch.float64), SlidingTile((1, 3, 3), (1, 3, 1)), grid)
+    assert "flex: its CPU kernels fail below 1024 tokens" in caplog.text
+    layout = SlidingTile((1, 8, 8), (1, 3, 1)).plan(Grid(4, 16, 16), 1)
+    assert BACKENDS["flex"].not_worth(layout, torch.zeros(1)) == "it compiles for seconds, for fewer than 4096 tokens"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": "tiles"}, r"`order` \(=tiles\) must be one of raster, tile"),
+        ({"backend": "cuda"}, r"`backend` \(=cuda\) must be one of auto, dense, parts, flex, gather, masked"),
+        ({"backend": "parts"}, r"`backend` \(=parts\) cannot run this: .*; auto would use (flex|gather)"),
+        ({"num_extra_tokens": -1}, r"`num_extra_tokens` \(=-1\)"),
+        (
+            {"num_extra_tokens": 2},
+            r"`query` \(of shape \(2, 3, 24, 8\)\) must be \(b, heads, 26 tokens, d\): grid 2x4x3",
+        ),
+        ({"grid": Grid(2, 4, 4)}, r"must be \(b, heads, 32 tokens, d\)"),
+        ({"key": torch.zeros(2, 2, 24, 8)}, r"`key` \(of shape \(2, 2, 24, 8\)\) must fit `query`"),
+        ({"key": torch.zeros(2, 3, 24, 4)}, r"`key` .* must fit `query`"),
+        (
+            {"value": torch.zeros(2, 3, 24, 8, dtype=torch.float64)},
+            r"`value` \(=torch.float64 on cpu\) must be torch.float32",
+        ),
+        (
+            {"extra_mask": torch.ones(2, 1, dtype=torch.bool)},
+            r"`extra_mask` \(of shape \(2, 1\)\) must be \(2 clips, 0",
+        ),
+        ({"pattern": SlidingTile((1, 2, 2), ((1, 1, 1), (3, 1, 1)))}, r"`num_heads` \(=3\) must be 2"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named_before_any_work(change: dict, message: str, monkeypatch: pytest.MonkeyPatch):
+    grid = Grid(2, 4, 3)
+    query, key, value = inputs(grid)
+    arguments = {"query": query, "key": key, "value": value, "pattern": SlidingTile((1, 2, 2), (1, 1, 3)), "grid": grid}
+    for backend in BACKENDS.values():
+        monkeypatch.setattr(type(backend), "run", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(KinemaError, match=message):
+        sparse_attention(**(arguments | change))
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    grid = Grid(4, 16, 16)
+    with pytest.raises(KinemaError, match=r"`backend` \(=flex\) .* needs a C\+\+ compiler .*; auto would use gather"):
+        sparse_attention(*inputs(grid), SlidingTile((1, 2, 2), (1, 1, 3)), grid, backend="flex")
