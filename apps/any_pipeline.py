@@ -47,7 +47,7 @@ def _class_name(name: str) -> str | None:
 
 def _load(name: str) -> Any:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     try:

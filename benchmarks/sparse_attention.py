@@ -101,7 +101,7 @@ def measure(grid: Grid, dtype: torch.dtype, arguments: argparse.Namespace) -> li
     dense = dense_ways(query, key, value)
     rows: list[dict[str, Any]] = []
     for pattern in patterns(grid, TILES[device]):
-        tiles = [pattern.order(grid).arrange(x, 2) for x in (query, key, value)]
+        tiles: Any = [pattern.order(grid).arrange(x, 2) for x in (query, key, value)]
         ways = dict(dense)
         for name in arguments.backends:
             for order, tensors in (("raster", (query, key, value)), ("tile", tiles)):
@@ -109,7 +109,7 @@ def measure(grid: Grid, dtype: torch.dtype, arguments: argparse.Namespace) -> li
                 def way(
                     name: str = name, order: str = order, tensors: Any = tensors, p: SlidingTile = pattern
                 ) -> Tensor:
-                    return sparse_attention(*tensors, p, grid, backend=name, order=order)
+                    return sparse_attention(*tensors, pattern=p, grid=grid, backend=name, order=order)
 
                 layout = pattern.plan(grid, heads)
                 if BACKENDS[name].missing(layout, query) is None and runs(way):

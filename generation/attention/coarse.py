@@ -37,5 +37,3 @@ def annealed_share(step: int, final: float, decrement: float = 0.03, every: int 
     The published schedule takes 0.03 away every 50 steps until a tenth is left.
     """
     return max(final, 1.0 - decrement * (step // every))
-
-

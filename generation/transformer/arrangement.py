@@ -7,7 +7,7 @@ share a timestep, d width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -111,11 +111,13 @@ class Arrangement:
 
     def _attend(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         given = "raster" if self.order is None else self.order
-        heads_first = (x.transpose(1, 2) for x in (query, key, value))
-        out = sparse_attention(*heads_first, pattern, self.grid, backend=self.backend, order=given, step=self.step)
+        heads_first: Any = (x.transpose(1, 2) for x in (query, key, value))
+        out = sparse_attention(
+            *heads_first, pattern=pattern, grid=self.grid, backend=self.backend, order=given, step=self.step
+        )
         return out.transpose(1, 2)
 
     def _coarse(self, tiles: TokenOrder, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        arranged = (reorder(x.transpose(1, 2), self.order, tiles) for x in (query, key, value))
-        out = coarse_attention(*arranged, tiles)
+        arranged: Any = (reorder(x.transpose(1, 2), self.order, tiles) for x in (query, key, value))
+        out = coarse_attention(*arranged, order=tiles)
         return reorder(out, tiles, self.order).transpose(1, 2)

@@ -122,10 +122,11 @@ def test_the_coarse_branch_is_added_in_any_order(patterns: str | None):
     gated = randomised(coarse_tile=(2, 2, 2), num_layers=1)
     inputs = example()
     seen: list[Tensor] = []
-    gated.blocks[0].self_attention.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # pyright: ignore
+    attention: Any = gated.blocks[0].self_attention
+    attention.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
 
     def summed(gate: float) -> Tensor:
-        linear: Any = gated.blocks[0].self_attention.coarse_gate
+        linear = attention.coarse_gate
         with torch.no_grad():
             linear.weight.zero_()
             linear.bias.fill_(gate)
@@ -139,8 +140,8 @@ def test_the_coarse_branch_is_added_in_any_order(patterns: str | None):
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         if query.shape[1] == key.shape[1] == 60:
-            arranged = (order.arrange(x.transpose(1, 2), 2) for x in (query, key, value))
-            stock.append(order.restore(coarse_attention(*arranged, order), 2).transpose(1, 2).flatten(2))
+            arranged: Any = (order.arrange(x.transpose(1, 2), 2) for x in (query, key, value))
+            stock.append(order.restore(coarse_attention(*arranged, order=order), 2).transpose(1, 2).flatten(2))
         return original(query, key, value, mask)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_a_dense_model_goes_on_sparse(config, tmp_path):
     folder = train(config)
     again = KinemaPipeline.from_pretrained(folder)
     again.set_progress_bar_config(disable=True)
-    clip = again(["a wall"], num_frames=9, height=16, width=16, num_inference_steps=2, output_type="pt").frames
+    output: Any = again(["a wall"], num_frames=9, height=16, width=16, num_inference_steps=2, output_type="pt")
+    clip = output.frames
     assert clip.shape == (1, 9, 3, 16, 16)
     assert torch.isfinite(clip).all()
 

@@ -118,10 +118,10 @@ class _GatherAttention(torch.autograd.Function):
         tiles = len(key) // len(extra_key)
         for rows in work.chunks(batch, extra, width, query.device):
             inputs = _queries(query, rows), _gather(key, extra_key, rows), _gather(value, extra_value, rows)
-            inputs = [x.detach().requires_grad_() for x in inputs]
+            leaves: Any = [x.detach().requires_grad_() for x in inputs]
             with torch.enable_grad():
-                out = _attend(*inputs, work.mask(rows, extra))
-            of_query, *others = torch.autograd.grad(out, inputs, _queries(grads[0], rows))
+                out = _attend(*leaves, mask=work.mask(rows, extra))
+            of_query, *others = torch.autograd.grad(out, leaves, _queries(grads[0], rows))
             grad_query.index_copy_(0, rows.own.flatten(), of_query.reshape(-1, *query.shape[1:]))
             for grad, of_tiles, of_extra in zip(others, sums[:2], sums[2:], strict=True):
                 own = grad[:, : grad.shape[1] - extra].reshape(-1, *key.shape[1:])

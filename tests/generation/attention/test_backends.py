@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,22 +36,15 @@ from kinema.generation.attention.backends.flex import Flex
 
 def inputs(
     grid: Grid, extra: int = 0, batch: int = 2, heads: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
-):
+) -> Any:
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, heads, grid.num_tokens + extra, 8)
     return [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
 
 
-def reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Pattern,
-    grid: Grid,
-    extra: int,
-    extra_mask: Tensor | None = None,
-) -> Tensor:
+def reference(tensors: Any, pattern: Pattern, grid: Grid, extra: int, extra_mask: Tensor | None = None) -> Tensor:
     """The softmax written out in float64, with the pattern's mask of tokens."""
+    query, key, value = tensors
     n, heads = grid.num_tokens, query.shape[1]
     if isinstance(pattern, DynamicPattern):
         seen = pattern.mask(grid, query[:, :, :n], key[:, :, :n], value=value[:, :, :n])
@@ -64,7 +58,7 @@ def reference(
     return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value.double()
 
 
-def usable(pattern: Pattern, grid: Grid, tensors: list[Tensor], extra: int) -> list[str]:
+def usable(pattern: Pattern, grid: Grid, tensors: Any, extra: int) -> list[str]:
     layout = pattern.plan(grid, tensors[0].shape[1], extra, tensors[0], tensors[1])
     names = [name for name, backend in BACKENDS.items() if name != "flex"]  # compiled: below
     return [name for name in names if BACKENDS[name].missing(layout, tensors[0]) is None]
@@ -78,9 +72,9 @@ patterns = st.one_of(static, dynamic)
 def test_backends_are_the_reference(grid: Grid, make: Callable, extra: int, batch: int, heads: int):
     pattern = make()
     tensors = inputs(grid, extra, batch, heads)
-    expected = reference(*tensors, pattern, grid, extra)
+    expected = reference(tensors, pattern, grid, extra)
     for backend in usable(pattern, grid, tensors, extra):
-        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+        out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend)
         assert out.dtype == torch.float32
         assert (out - expected).abs().max() <= 1e-5, backend
 
@@ -89,13 +83,13 @@ def test_backends_are_the_reference(grid: Grid, make: Callable, extra: int, batc
 @given(grid=grids, make=patterns, extra=st.integers(0, 4), budget=st.sampled_from([1, 200, 2**20]))
 def test_gradients_are_the_reference(grid: Grid, make: Callable, extra: int, budget: int):
     pattern = make()
-    tensors = [x.requires_grad_() for x in inputs(grid, extra)]
+    tensors: Any = [x.requires_grad_() for x in inputs(grid, extra)]
     weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad((reference(*tensors, pattern, grid, extra) * weight).sum(), tensors)
+    expected = torch.autograd.grad((reference(tensors, pattern, grid, extra) * weight).sum(), tensors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather, "_CHUNK_CPU", budget)
         for backend in usable(pattern, grid, tensors, extra):
-            out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+            out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend)
             grads = torch.autograd.grad((out * weight).sum(), tensors)
             for grad, wanted in zip(grads, expected, strict=True):
                 assert (grad - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item()), backend
@@ -108,9 +102,11 @@ def test_padding_of_extra_tokens_is_not_seen(grid: Grid, make: Callable, extra: 
     tensors = inputs(grid, extra)
     rows = st.lists(st.booleans(), min_size=extra, max_size=extra)
     mask = torch.tensor([data.draw(rows), data.draw(rows)])
-    expected = reference(*tensors, pattern, grid, extra, mask)
+    expected = reference(tensors, pattern, grid, extra, mask)
     for backend in usable(pattern, grid, tensors, extra):
-        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend, extra_mask=mask)
+        out = sparse_attention(
+            *tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend, extra_mask=mask
+        )
         assert (out - expected).abs().max() <= 1e-5, backend
 
 
@@ -119,10 +115,10 @@ def test_padding_of_extra_tokens_is_not_seen(grid: Grid, make: Callable, extra: 
 def test_tile_order_is_raster_order_arranged(grid: Grid, make: Callable, extra: int):
     pattern = make()
     tensors = inputs(grid, extra)
-    expected = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra)
+    expected = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra)
     order = pattern.order(grid)
-    arranged = [order.arrange(x, 2) for x in tensors]
-    out = sparse_attention(*arranged, pattern, grid, num_extra_tokens=extra, order="tile")
+    arranged: Any = [order.arrange(x, 2) for x in tensors]
+    out = sparse_attention(*arranged, pattern=pattern, grid=grid, num_extra_tokens=extra, order="tile")
     assert out.isfinite().all()
     assert (order.restore(out, 2) - expected).abs().max() <= 1e-5
 
@@ -132,9 +128,9 @@ def test_tile_order_is_raster_order_arranged(grid: Grid, make: Callable, extra: 
 def test_half_precision_stays_near(grid: Grid, make: Callable, extra: int, dtype: torch.dtype):
     pattern = make()
     tensors = inputs(grid, extra, dtype=dtype)
-    expected = reference(*tensors, pattern, grid, extra)
+    expected = reference(tensors, pattern, grid, extra)
     for backend in usable(pattern, grid, tensors, extra):
-        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend=backend)
+        out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend)
         assert out.dtype == dtype
         assert (out - expected).abs().max() <= (0.04 if dtype == torch.bfloat16 else 0.006), backend
 
@@ -147,9 +143,9 @@ def test_per_head_patterns_on_all_heads():
         PerHead((Band("spatial", 0.2, (2, 4)), Band("temporal", 0.2, (2, 4)), Band("spatial", 0.4, (2, 4)))),
         SlidingTile(tile, ((1, 1, 1), (1, 3, 1), (3, 3, 3))),
     ):
-        expected = reference(*tensors, pattern, grid, 2)
+        expected = reference(tensors, pattern, grid, 2)
         for backend in ("gather", "masked"):
-            out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=2, backend=backend)
+            out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=2, backend=backend)
             assert (out - expected).abs().max() <= 1e-5
 
 
@@ -169,9 +165,11 @@ def test_flex_is_the_reference(pattern: Pattern, extra: int):
     grid = Grid(5, 17, 16)
     tensors = inputs(grid, extra)
     mask = torch.rand(2, extra, generator=torch.Generator().manual_seed(2)) > 0.4 if extra == 70 else None
-    expected = reference(*tensors, pattern, grid, extra, mask)
+    expected = reference(tensors, pattern, grid, extra, mask)
     try:
-        out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=extra, backend="flex", extra_mask=mask)
+        out = sparse_attention(
+            *tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend="flex", extra_mask=mask
+        )
     except BackendFailed as error:
         pytest.skip(str(error))
     assert (out - expected).abs().max() <= 1e-5
@@ -187,11 +185,11 @@ def test_what_fails_is_run_by_another_that_says_so(caplog: pytest.LogCaptureFixt
     grid, pattern = Grid(2, 4, 3), SlidingTile((1, 2, 2), (1, 1, 3))
     tensors = inputs(grid)
     with caplog.at_level(logging.WARNING):
-        out = sparse_attention(*tensors, pattern, grid)
-    assert (out - reference(*tensors, pattern, grid, 0)).abs().max() <= 1e-5
+        out = sparse_attention(*tensors, pattern=pattern, grid=grid)
+    assert (out - reference(tensors, pattern, grid, 0)).abs().max() <= 1e-5
     assert "attention backend flex failed, gather runs instead: `backend` (=flex) could not be compiled" in caplog.text
     with pytest.raises(BackendFailed, match="no luck"):
-        sparse_attention(*tensors, pattern, grid, backend="flex")
+        sparse_attention(*tensors, pattern=pattern, grid=grid, backend="flex")
 
 
 def test_cost_is_the_density():
@@ -201,7 +199,7 @@ def test_cost_is_the_density():
     counts = {}
     for backend in ("gather", "masked"):
         with FlopCounterMode(display=False) as counter:
-            sparse_attention(*tensors, pattern, grid, backend=backend)
+            sparse_attention(*tensors, pattern=pattern, grid=grid, backend=backend)
         counts[backend] = counter.get_total_flops()
     assert pattern.density(grid) == 1 / 16
     assert counts["gather"] == counts["masked"] / 16 == 4 * 2048 * 128 * 8
@@ -210,7 +208,7 @@ def test_cost_is_the_density():
 def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
     grid, pattern = Grid(8, 8, 8), SlidingTile((2, 4, 4), (3, 3, 1))
     tensors = inputs(grid, 3)
-    expected = sparse_attention(*tensors, pattern, grid, num_extra_tokens=3, backend="gather")
+    expected = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=3, backend="gather")
     largest: list[int] = []
     original = gather._attend
 
@@ -220,7 +218,7 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(gather, "_attend", watched)
     monkeypatch.setattr(gather, "_CHUNK_CPU", 10_000)
-    out = sparse_attention(*tensors, pattern, grid, num_extra_tokens=3, backend="gather")
+    out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=3, backend="gather")
     assert torch.allclose(out, expected, atol=1e-6)
     assert len(largest) > 3
     assert max(largest) <= 10_000
@@ -228,7 +226,7 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
 
 def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixture):
     grid = Grid(2, 4, 3)
-    tensors = [x.requires_grad_() for x in inputs(grid)]
+    tensors: Any = [x.requires_grad_() for x in inputs(grid)]
     with caplog.at_level(logging.INFO):
         for pattern, name in (
             (Full(), "dense"),
@@ -237,17 +235,17 @@ def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixtu
             (Window((2, 2, 2)), "parts"),
         ):
             caplog.clear()
-            sparse_attention(*tensors, pattern, grid)
-            sparse_attention(*tensors, pattern, grid)
+            sparse_attention(*tensors, pattern=pattern, grid=grid)
+            sparse_attention(*tensors, pattern=pattern, grid=grid)
             assert len(caplog.records) <= 1
             assert all(f"attention backend {name} on cpu" in record.getMessage() for record in caplog.records)
         caplog.clear()
-        sparse_attention(*tensors, SlidingTile((1, 2, 3), (1, 3, 1)), grid)
+        sparse_attention(*tensors, pattern=SlidingTile((1, 2, 3), (1, 3, 1)), grid=grid)
     assert "attention backend gather on cpu, torch.float32, tiles of 6 tokens" in caplog.text
     assert "flex: it has no backward pass on a CPU" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO), torch.no_grad():
-        sparse_attention(*inputs(grid, dtype=torch.float64), SlidingTile((1, 3, 3), (1, 3, 1)), grid)
+        sparse_attention(*inputs(grid, dtype=torch.float64), pattern=SlidingTile((1, 3, 3), (1, 3, 1)), grid=grid)
     assert "flex: its CPU kernels fail below 1024 tokens" in caplog.text
     layout = SlidingTile((1, 8, 8), (1, 3, 1)).plan(Grid(4, 16, 16), 1)
     assert BACKENDS["flex"].not_worth(layout, torch.zeros(1)) == "it compiles for seconds, for fewer than 4096 tokens"
@@ -293,4 +291,4 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     grid = Grid(4, 16, 16)
     with pytest.raises(KinemaError, match=r"`backend` \(=flex\) .* needs a C\+\+ compiler .*; auto would use gather"):
-        sparse_attention(*inputs(grid), SlidingTile((1, 2, 2), (1, 1, 3)), grid, backend="flex")
+        sparse_attention(*inputs(grid), pattern=SlidingTile((1, 2, 2), (1, 1, 3)), grid=grid, backend="flex")

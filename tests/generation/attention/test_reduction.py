@@ -98,18 +98,18 @@ def test_matchings_are_kept_for_some_steps(monkeypatch: pytest.MonkeyPatch):
         return match(*args)
 
     monkeypatch.setattr(module, "match", counted)
-    x = [normal(1, 2, GRID.num_tokens, 8, seed=i) for i in range(3)]
+    x: Any = [normal(1, 2, GRID.num_tokens, 8, seed=i) for i in range(3)]
     reduction = TokenReduction(keep_for=3)
     counts = []
     for step in (0, 0, 1, 2, 3, 4, 0, None):
-        reduction(*x, GRID, step=step)
+        reduction(*x, grid=GRID, step=step)
         counts.append(len(made))
     # Two roles each; the second call of step 0 is that of guidance, a fall of the step means another clip.
     assert counts == [2, 2, 2, 2, 4, 4, 6, 8]
-    reduction(*x, GRID, layer=1, step=0)
+    reduction(*x, grid=GRID, layer=1, step=0)
     assert len(made) == 10
     reduction.reset()
-    reduction(*x, GRID, step=0)
+    reduction(*x, grid=GRID, step=0)
     assert len(made) == 12
 
 
@@ -137,9 +137,9 @@ def test_the_coarse_branch_by_loops():
     grid = Grid(3, 5, 4)
     order = tile_order(grid, (2, 2, 4))
     query, key, value = (normal(2, 2, grid.num_tokens, 8, seed=i).requires_grad_() for i in range(3))
-    out = order.restore(coarse_attention(*(order.arrange(x, 2) for x in (query, key, value)), order), 2)
+    out = order.restore(coarse_attention(*(order.arrange(x, 2) for x in (query, key, value)), order=order), 2)
     tile = order.slots // order.tile_size
-    means = [
+    means: Any = [
         torch.stack([x[:, :, tile == i].mean(2) for i in range(order.num_tiles)], dim=2) for x in (query, key, value)
     ]
     assert torch.allclose(out, dense(*means)[:, :, tile], atol=1e-5)

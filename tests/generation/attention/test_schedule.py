@@ -1,5 +1,7 @@
 """Which pattern runs where, and patterns as text."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,8 +79,9 @@ def test_short_clips_are_dense():
     ],
 )
 def test_mistakes_are_named(settings: dict, message: str):
+    given: Any = {"patterns": (Spatial(),)} | settings
     with pytest.raises(KinemaError, match=message):
-        PatternSchedule(**({"patterns": (Spatial(),)} | settings))
+        PatternSchedule(**given)
 
 
 def test_mistakes_are_found_before_any_work():
