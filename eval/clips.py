@@ -11,12 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 from kinema.errors import KinemaError
 from kinema.files import check_input_file
@@ -236,6 +238,7 @@ class ReadableClips:
         world_size: How many processes there are.
         read: What reads one clip.
         argument: What errors call the set.
+        progress: What a progress bar on a terminal calls the clips; None: there is none.
 
     Attributes:
         unreadable: Why each clip was skipped, by name; complete after the iteration.
@@ -247,6 +250,7 @@ class ReadableClips:
     world_size: int = 1
     read: Callable[[ClipFile], UInt8[Tensor, "t h w 3"]] = read_clip
     argument: str = "clips"
+    progress: str | None = None
     unreadable: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -265,7 +269,7 @@ class ReadableClips:
 
     def __iter__(self) -> Iterator[tuple[str, UInt8[Tensor, "t h w 3"]]]:
         self.unreadable = {}
-        for clip in self.share:
+        for clip in _with_bar(self.share, self.progress):
             frames = self.try_read(clip)
             if frames is not None:
                 yield clip.name, frames
@@ -316,6 +320,14 @@ class ReadableClips:
             )
 
 
+Item = TypeVar("Item")
+
+
+def _with_bar(items: Sequence[Item], name: str | None) -> Iterable[Item]:
+    """With a progress bar on a terminal, where it has a name."""
+    return items if name is None else tqdm(items, desc=name, unit="clip", disable=None, leave=False)
+
+
 def read_pairs(
     pairs: Sequence[tuple[ClipFile, ClipFile]], left: ReadableClips, right: ReadableClips
 ) -> Iterator[tuple[str, UInt8[Tensor, "t h w 3"], UInt8[Tensor, "t h w 3"]]]:
@@ -329,7 +341,7 @@ def read_pairs(
     Raises:
         KinemaError: Too many are unreadable.
     """
-    for one, other in pairs[left.rank :: left.world_size]:
+    for one, other in _with_bar(pairs[left.rank :: left.world_size], left.progress):
         frames = left.try_read(one), right.try_read(other)
         if frames[0] is not None and frames[1] is not None:
             yield one.name, frames[0], frames[1]

@@ -175,6 +175,7 @@ class Processes:
 
         share = self.clips(clips, arguments, argument)
         share.read = partial(read_fitted, **fitting_of(arguments))
+        share.progress = f"{argument.removeprefix('--')} clips" if self.is_main else None
         return share
 
 

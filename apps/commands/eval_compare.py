@@ -5,7 +5,8 @@ REFERENCE and CLIPS are folders in which clips pair by name, whatever their kind
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.eval_common import (
     FITTING_LEAST,
@@ -100,7 +101,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     right = state.fitted_clips(sides[1], arguments, "clips")
     result = compare_clips(read_pairs(pairs, left, right), metrics, device=state.device, watch=shown)
     outcome = Outcome("Clips against their references", describe(result), result.as_dict())
-    outcome.figures["protocol"] = fitting_of(arguments)
+    outcome.figures["protocol"] = fitting_of(arguments) | averaging_of(metrics)
     for side, clips in (("reference", left), ("clips", right)):
         outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
     if arguments.html is not None and state.is_main:
@@ -109,6 +110,14 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
         outcome.headline = reconstruction_headline(result)
         outcome.sections = [reconstruction_section(result, clips=shown.rows())]
     return outcome
+
+
+def averaging_of(metrics: Sequence[str]) -> dict[str, Any]:
+    """What a value means, for JSON: how frames and clips are averaged, and the network of each metric that has one."""
+    from kinema.eval.frames import METRICS
+
+    networks = {name: METRICS[name].network for name in metrics if METRICS[name].network is not None}
+    return {"mean": "over frames, then over clips", "networks": networks}
 
 
 class Shown:
@@ -144,7 +153,8 @@ def describe(result: "ReconstructionReport") -> list[str]:
     from kinema.eval.report import number
     from kinema.eval.report.sections import title_of
 
-    lines = [f"{len(result.clips)} clips, {result.num_frames} frames"]
+    number_of_clips = len(result.clips)
+    lines = [f"{number_of_clips} clip{'s' * (number_of_clips != 1)}, {result.num_frames} frames"]
     lines.append(f"{'':18}{'mean':>12}{'first frame':>14}{'borders':>12}")
     for name, value in result.metrics.items():
         cells = (value, result.first_frame.get(name), result.chunk_border.get(name))

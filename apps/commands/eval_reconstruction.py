@@ -26,6 +26,7 @@ from kinema.apps.commands.eval_common import (
 from kinema.apps.commands.eval_compare import (
     Shown,
     add_metrics_argument,
+    averaging_of,
     chosen_metrics,
     describe,
     networks_of,
@@ -102,7 +103,10 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
         watch=shown,
     )
     outcome = Outcome("Reconstruction", describe(result), result.as_dict(), clips.unreadable)
-    outcome.figures |= {"protocol": fitting_of(arguments), "tokenizer": facts_of(tokenizer, arguments)}
+    outcome.figures |= {
+        "protocol": fitting_of(arguments) | averaging_of(metrics),
+        "tokenizer": facts_of(tokenizer, arguments),
+    }
     if result.fvd is not None:
         outcome.add_fvd(result.fvd, "rFVD")
     elif distance is not None:

@@ -6,6 +6,7 @@ the rest is measured.
 """
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands import eval_generation, eval_reconstruction
@@ -68,6 +69,8 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     failures: dict[str, KinemaError] = {}
     parts = _parts(arguments)
     for name, (module, options) in parts.items():
+        if state.is_main:  # each takes minutes, and not every log shows bars
+            print(f"measuring {name}", file=sys.stderr, flush=True)
         missing = _leave_out_what_is_missing(name, options, state)
         try:
             part = module.measure(options, state, lenient=True)

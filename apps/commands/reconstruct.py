@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinema import __version__
 from kinema.errors import KinemaError
 from kinema.files import check_input_file
 
@@ -120,6 +121,12 @@ def run(arguments: argparse.Namespace) -> None:
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
     summary = scores.summary() | {"height": height, "width": width, "fps": reader.fps}
+    summary["protocol"] = {
+        "tokenizer": arguments.tokenizer or "kl-4x8x8-c16 (embedded)",
+        "kinema": __version__,
+        "psnr": "from the mean squared error of the whole clip",
+        "ssim": "mean over frames",
+    }
     summary["input_bytes"] = Path(arguments.input).stat().st_size
     summary["output_bytes"] = Path(arguments.output).stat().st_size
     if arguments.json is not None:

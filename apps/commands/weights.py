@@ -61,7 +61,7 @@ def run_list(arguments: argparse.Namespace) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        state = row["path"] or "not here: `kinema weights fetch " + row["name"] + "`"
+        state = f"here: {row['path']}" if row["path"] else "not here: `kinema weights fetch " + row["name"] + "`"
         print(f"{row['name']:{width}}  {row['title']}; for {row['used_by']}\n{'':{width}}  {state}")
 
 

@@ -256,7 +256,7 @@ class FrechetVideoDistance(Metric):
             infinity=0.0 if same else fvd_at_infinity(real, fake, covariance),
             interval=(0.0, 0.0) if same else fvd_interval(real, fake, covariance, resamples=resamples),
             scores=self._scores(same),
-            notes=() if same else _notes(num_real, num_fake, bias, sizes),
+            notes=() if same else _notes(num_real, num_fake, value, bias, sizes),
         )
 
     def _sums(self, real: bool) -> GroupedSums:
@@ -309,12 +309,18 @@ def _joined(features: list[Tensor] | Tensor) -> Tensor:
     return features if isinstance(features, Tensor) else torch.cat(features)
 
 
-def _notes(num_real: int, num_fake: int, bias: float, sizes: set[tuple[int, int]]) -> tuple[str, ...]:
+def _notes(num_real: int, num_fake: int, value: float, bias: float, sizes: set[tuple[int, int]]) -> tuple[str, ...]:
     notes: list[str] = []
-    if min(num_real, num_fake) < MIN_CLIPS:
+    number = min(num_real, num_fake)
+    if number < MIN_CLIPS and value < bias:
         notes.append(
-            f"{min(num_real, num_fake)} clips are fewer than {MIN_CLIPS}: the value is too high, by {bias:.0f} at "
-            "least for two sets that are alike; compare it only with values of as many clips"
+            f"two independent sets of {number} clips would be {bias:.0f} apart: these share clips, or one is made from "
+            "the other; compare the value only with values of such sets, of as many clips"
+        )
+    elif number < MIN_CLIPS:
+        notes.append(
+            f"{number} clips are fewer than {MIN_CLIPS}: the value is too high, by {bias:.0f} at least for two "
+            "independent sets that are alike; compare it only with values of as many clips"
         )
     if num_real != num_fake:
         notes.append(f"{num_real} real and {num_fake} fake clips: all are measured, and none is resampled")

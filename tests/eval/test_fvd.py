@@ -187,6 +187,20 @@ def test_saved_statistics_take_the_place_of_clips(tmp_path):
     assert evaluate_fvd(bare, clips(9, seed=1), features=features, extra=()).value == expected.value
 
 
+def test_sets_that_share_clips_are_not_said_to_be_independent():
+    """A bias "at least" above the value itself would read as a mistake."""
+    real = list(clips(12))
+    shared = evaluate_fvd(real, [*real[:11], *clips(1, seed=5, prefix="other")], features=passes())
+    assert 0 < shared.value < shared.bias
+    said = f"two independent sets of 12 clips would be {shared.bias:.0f} apart: these share clips"
+    assert any(said in note for note in shared.notes)
+    apart = evaluate_fvd(real, list(clips(12, seed=1, low=100)), features=passes())
+    assert apart.value > apart.bias
+    assert any(
+        f"12 clips are fewer than 400: the value is too high, by {apart.bias:.0f}" in note for note in apart.notes
+    )
+
+
 def test_statistics_keep_what_must_be_said_of_the_clips(tmp_path):
     real = [*clips(6), *clips(2, seed=2, size=12, prefix="x")]
     statistics = replace(reference_statistics(real, "abc", passes()), unreadable={"y": "broken"})

@@ -215,7 +215,6 @@ def test_radial_as_its_code_says(grid: Grid, decay: float, width: int):
         (BlockCausal(2, window=0), lambda q, k: k[0] // 2 in (0, q[0] // 2) and k[0] // 2 <= q[0] // 2),
         (BlockCausal(1, window=1, sink=0), lambda q, k: q[0] - 1 <= k[0] <= q[0]),
     ],
-    ids=str,
 )
 def test_masks_as_defined(pattern: StaticPattern, sees):
     grid = Grid(5, 6, 4)
