@@ -29,7 +29,7 @@ from kinema.tokenizers.interface import latent_shape
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import parse_arguments, run_log
-from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash
+from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash, model_hash
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.presets import DIFFUSION_PRESETS, select_preset
@@ -86,7 +86,7 @@ class DiffusionTask(Task[Batch]):
         config, values = self.config, to_dict(self.config)
         assert config.tokenizer is not None
         settings = {name: values[name] for name in _CLIP_SETTINGS} | {
-            "tokenizer": folder_hash(config.tokenizer),
+            "tokenizer": model_hash(self.vae),
             "text": folder_hash(config.text_encoder) if config.text_encoder else self.text_tokenizer.get_vocab(),
             "text_max_length": config.text_max_length,
             "mixed_precision": self.precision,

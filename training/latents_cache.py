@@ -2,7 +2,7 @@
 
     latents-<key>/manifest.json, shard-00000.safetensors (latents, text, mask), shard-00000.json (captions)
 
-The key is a hash of the tokenizer's files, the text vocabulary and the data settings. Shards are written one by one,
+The key is a hash of the tokenizer's weights, the text vocabulary and the data settings. Shards are written one by one,
 each whole or not at all, so that an interrupted computation goes on where it was; the manifest comes last.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from kinema.files import atomic_path
@@ -122,6 +122,17 @@ def _write_shard(
 def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+def model_hash(model: nn.Module) -> str:
+    """A hash of a model's weights and settings, wherever it came from: a folder, a file, a hub."""
+    settings: Any = dict(getattr(model, "config", {}))
+    own = {name: value for name, value in settings.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def folder_hash(folder: Path) -> str:

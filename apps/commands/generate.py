@@ -213,7 +213,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
     for name in ("dense_steps", "dense_layers"):
-        value, flag = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        value, flag = getattr(arguments, name, None), f"--{name.replace('_', '-')}"
         if value is not None and value < 0:
             raise KinemaError(f"`{flag}` (={value}) must be >= 0")
         if value is not None and arguments.attention is None:

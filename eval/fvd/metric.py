@@ -314,8 +314,8 @@ def _notes(num_real: int, num_fake: int, value: float, bias: float, sizes: set[t
     number = min(num_real, num_fake)
     if number < MIN_CLIPS and value < bias:
         notes.append(
-            f"two independent sets of {number} clips would be {bias:.0f} apart: these share clips, or one is made from "
-            "the other; compare the value only with values of such sets, of as many clips"
+            f"{number} clips are fewer than {MIN_CLIPS}: two independent sets of so few would be {bias:.3g} apart, but "
+            "these share clips, or one is made from the other; compare the value only with values of such sets"
         )
     elif number < MIN_CLIPS:
         notes.append(

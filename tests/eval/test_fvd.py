@@ -192,7 +192,7 @@ def test_sets_that_share_clips_are_not_said_to_be_independent():
     real = list(clips(12))
     shared = evaluate_fvd(real, [*real[:11], *clips(1, seed=5, prefix="other")], features=passes())
     assert 0 < shared.value < shared.bias
-    said = f"two independent sets of 12 clips would be {shared.bias:.0f} apart: these share clips"
+    said = f"two independent sets of so few would be {shared.bias:.3g} apart, but these share clips"
     assert any(said in note for note in shared.notes)
     apart = evaluate_fvd(real, list(clips(12, seed=1, low=100)), features=passes())
     assert apart.value > apart.bias

@@ -25,6 +25,14 @@ from kinema.training.tokenizer import TokenizerTask, train
 VQ = TINY | dict(bottleneck="vq", codebook_size=16)
 
 
+PLAIN: dict = {
+    field.name: field.default
+    for field in dataclasses.fields(TokenizerTrainingConfig)
+    if field.name.startswith(("adversarial_", "discriminator_", "lecam_"))
+}
+"""Settings of a training without a discriminator."""
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch, make_video):
     monkeypatch.setenv("KINEMA_CACHE", str(tmp_path / "no weights"))
@@ -87,7 +95,7 @@ def test_resume_with_a_discriminator_is_bit_exact(config, tmp_path, settings, st
 
 def test_a_run_without_a_discriminator_goes_on_with_one(config, tmp_path):
     """A new run from the tokenizer that the first made, and the same run with changed settings."""
-    plain = dataclasses.replace(config, adversarial_weight=0.0, num_steps=2)
+    plain = dataclasses.replace(config, **PLAIN, num_steps=2)
     train(plain, tiny())
     assert not list((tmp_path / "run").rglob("companion*"))
     train(dataclasses.replace(config, resume=True), tiny())
@@ -157,7 +165,7 @@ def test_discriminator_learns_to_tell_noise_from_clips(config):
 def test_decoder_only_leaves_latents_as_they_are(config, tmp_path, settings):
     """Bit for bit, with the codebook and the statistics, after joint training on images and clips."""
     first = tmp_path / "first"
-    train(dataclasses.replace(config, output=first, adversarial_weight=0.0), tiny(settings))
+    train(dataclasses.replace(config, output=first, **PLAIN), tiny(settings))
     before: Any = CausalVideoTokenizer.from_pretrained(first / "model")
     start: Any = CausalVideoTokenizer.from_pretrained(first / "model")
     steps = {"freeze_encoder": True, "adversarial_start": 0, "learning_rate": 1e-2}
@@ -218,7 +226,7 @@ def test_training_stops_when_no_step_is_finite(config, monkeypatch, tmp_path):
 
 
 def test_use_of_the_codebook_is_logged(config, tmp_path):
-    train(dataclasses.replace(config, adversarial_weight=0.0), tiny(VQ))
+    train(dataclasses.replace(config, **PLAIN), tiny(VQ))
     log = (tmp_path / "run/train.log").read_text()
     lines = [line for line in log.splitlines() if "/6, " in line]
     assert lines
@@ -236,7 +244,7 @@ def test_score_trades_psnr_for_lpips(config, monkeypatch):
     numbers = task.evaluate(task.model)
     assert numbers["psnr"] == psnr
     assert numbers["score"] == pytest.approx(psnr - 50 * 0.25)
-    assert dataclasses.replace(config, adversarial_weight=0.0).lpips_in_score == 0
+    assert dataclasses.replace(config, **PLAIN).lpips_in_score == 0
 
 
 PROGRAM = """

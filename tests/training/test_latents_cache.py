@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from kinema import CausalVideoTokenizer
 from kinema.generation.text import WordTextEncoder, build_word_tokenizer
+from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import latents_cache
-from kinema.training.latents_cache import cached_latents, folder_hash
+from kinema.training.latents_cache import cached_latents, folder_hash, model_hash
 
 
 class World:
@@ -71,6 +73,21 @@ def test_an_interrupted_computation_goes_on(build):
     cache = build(second, {"a": 1})
     assert second.made == list(range(4, 10))  # the first shard was whole
     assert cache(range(10))[0][:, 0, 0, 0, 0].tolist() == [2.0 * i for i in range(10)]
+
+
+def test_hash_of_a_model_follows_weights_and_settings(tmp_path):
+    torch.manual_seed(0)
+    model = CausalVideoTokenizer(**TINY)
+    first = model_hash(model)
+    model.save_pretrained(tmp_path)
+    assert model_hash(CausalVideoTokenizer.from_pretrained(tmp_path)) == first
+    model.set_latent_statistics(torch.zeros(4), torch.full((4,), 2.0))
+    second = model_hash(model)
+    assert second != first
+    with torch.no_grad():
+        model.decoder.linear_path.weight.flatten()[0] += 1e-3
+    assert model_hash(model) not in (first, second)
+    assert model_hash(torch.nn.Linear(2, 2)) != model_hash(torch.nn.Linear(2, 2))
 
 
 def test_hash_follows_weights_and_config(tmp_path):
