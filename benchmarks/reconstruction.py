@@ -1,14 +1,17 @@
 """Reconstruction of natural clips: the tokenizer against the best linear code of the same size.
 
     python benchmarks/reconstruction.py FOLDER [--tokenizer DIR] [--hold-out PREFIX ...] [--json FILE]
+    python benchmarks/reconstruction.py FOLDER --picture docs/assets/reconstruction.png [--picture-of FILE ...]
 
 The linear code is a KLT (PCA) of 4×8×8×3 pixel blocks to as many numbers as the tokenizer has latent channels, fitted
-on the clips that are not held out: what the tokenizer was trained on. Both are measured on the held-out sources.
+on the clips that are not held out: what the tokenizer was trained on. Both are measured on the held-out sources. The
+second call draws the README's picture: a frame of each of some files beside what the shipped tokenizers make of it.
 """
 
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +22,10 @@ from kinema.eval.frames.psnr import clip_psnr
 from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
 from kinema.training.data.clips import centre_clips, list_videos
+from kinema.video import contact_sheet, to_uint8, write_image
+
+SHIPPED = ("kl-4x8x8-c16",)
+"""General tokenizers that kinema ships."""
 
 
 def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
@@ -33,6 +40,28 @@ def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalV
     return code.eval()
 
 
+PICTURE_OF = ("bunny_a.mp4", "splide_1.mp4", "pedestrians_b.mp4")
+"""Files in the README's picture."""
+
+PICTURE_SHAPE = (9, 256, 256)
+
+
+@torch.no_grad()
+def draw(folder: Path, names: Sequence[str], output: Path) -> None:
+    """The middle frame of each file, then what each shipped tokenizer makes of it, with PSNR over the clip."""
+    tokenizers = {name: load_tokenizer(name) for name in SHIPPED}
+    rows: list[Tensor] = []
+    labels: list[str] = []
+    for name in names:
+        clip = centre_clips(folder / name, 1, PICTURE_SHAPE)
+        made = {kind: tokenizer.reconstruct(clip) for kind, tokenizer in tokenizers.items()}
+        middle = PICTURE_SHAPE[0] // 2
+        rows.append(torch.stack([to_uint8(each[0])[middle] for each in (clip, *made.values())]))
+        scores = [f"{kind} {clip_psnr(clip, each).item():.1f} dB" for kind, each in made.items()]
+        labels.append(" | ".join([f"{Path(name).stem}, input", *scores]))
+    write_image(output, contact_sheet(rows, labels, columns=1 + len(tokenizers)), overwrite=True)
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,7 +71,12 @@ def main() -> None:
     parser.add_argument("--shape", default="17x128x128", help="FRAMESxHEIGHTxWIDTH")
     parser.add_argument("--clips", type=int, default=4, help="clips a file")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--picture", type=Path, help="draw the README's picture into this file instead")
+    parser.add_argument("--picture-of", nargs="+", default=list(PICTURE_OF), help="its files (%(default)s)")
     arguments = parser.parse_args()
+    if arguments.picture:
+        draw(arguments.folder, arguments.picture_of, arguments.picture)
+        return
 
     tokenizer = load_tokenizer(arguments.tokenizer)
     if not isinstance(tokenizer, CausalVideoTokenizer):
