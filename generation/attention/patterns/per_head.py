@@ -21,7 +21,7 @@ class PerHead(StaticPattern):
         patterns: one for each head.
 
     Raises:
-        KinemaError: there is none, or a dynamic one; on a grid: their tiles differ.
+        KinemaError: there is none, or a dynamic one, or one for several heads; on a grid: their tiles differ.
     """
 
     name: ClassVar[str] = "per-head"
@@ -33,6 +33,8 @@ class PerHead(StaticPattern):
         for pattern in self.patterns:
             if not isinstance(pattern, StaticPattern):
                 raise KinemaError(f"`patterns` (with {pattern!r}) must be static")
+            if pattern.num_heads not in (None, 1):
+                raise KinemaError(f"`patterns` (with {pattern!r}) must be for one head each")
 
     @property
     def _static(self) -> list[StaticPattern]:

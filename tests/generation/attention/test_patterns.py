@@ -307,6 +307,7 @@ def test_a_window_larger_than_the_grid_is_all_of_it_and_says_so(caplog: pytest.L
         (lambda: SpatialTemporalHeads(num_rows=0), r"`num_rows`"),
         (lambda: PerHead(()), r"`patterns`"),
         (lambda: PerHead((Spatial(), TileTopK(k=2))), r"`patterns` .* must be static"),
+        (lambda: PerHead((SlidingTile(window=((1, 1, 1), (3, 3, 3))),)), r"`patterns` .* must be for one head each"),
         (lambda: PerHead((Spatial(), Temporal())).plan(Grid(2, 2, 2), 2), r"must have the tiles of the first"),
         (lambda: PerHead((Spatial(),)).plan(Grid(2, 2, 2), 2), r"`num_heads` \(=2\) must be 1, the heads of `pattern`"),
         (
