@@ -17,9 +17,9 @@ from kinema.generation.attention.backends.base import Backend, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.layout import BlockLayout
 
-# Numbers of gathered keys of a chunk: more saves calls, less stays in the processor's cache (measured in
-# benchmarks/sparse_attention.py).
-_CHUNK_CPU = 2**18
+# Numbers of gathered keys of a chunk, on a CPU for each thread: more saves calls, less stays in the processor's cache
+# (docs/decisions.md).
+_CHUNK_CPU = 2**19
 _CHUNK_CUDA = 2**26
 
 
@@ -152,7 +152,7 @@ class Gather(Backend):
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h s d"]:
         order, slots = layout.order, layout.order.num_slots
-        chunk = _CHUNK_CUDA if query.is_cuda else _CHUNK_CPU
+        chunk = _CHUNK_CUDA if query.is_cuda else _CHUNK_CPU * torch.get_num_threads()
         work = _Work(layout, query.shape[1], chunk, extra_mask)
         shape = (-1, order.tile_size, query.shape[-1])
         tiles = (x[:, :, :slots].reshape(shape) for x in (query, key, value))

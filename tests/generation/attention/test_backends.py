@@ -221,7 +221,7 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
     out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=3, backend="gather")
     assert torch.allclose(out, expected, atol=1e-6)
     assert len(largest) > 3
-    assert max(largest) <= 10_000
+    assert max(largest) <= 10_000 * torch.get_num_threads()
 
 
 def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixture):
