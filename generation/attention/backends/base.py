@@ -32,10 +32,6 @@ class Backend(ABC):
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
         """What keeps it from running this here; None: nothing."""
 
-    def not_worth(self, layout: BlockLayout, query: Tensor) -> str | None:
-        """Why `auto` should pass it over, though it could run this; None: it should not."""
-        return None
-
     @abstractmethod
     def run(
         self,

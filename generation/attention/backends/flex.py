@@ -1,10 +1,9 @@
-"""FlexAttention (torch.nn.attention.flex_attention), compiled: on CUDA forward and backward, on a CPU forward.
+"""FlexAttention (torch.nn.attention.flex_attention), compiled, on CUDA: forward and backward.
 
 Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens, t tiles, x tiles of extra tokens.
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,12 +18,6 @@ from torch.nn.functional import pad
 from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
 from kinema.generation.attention.layout import BlockLayout
 
-# torch 2.15's CPU template gives code that does not compile, or wrong results, where a clip is shorter than its blocks.
-_LEAST_ON_CPU = 1024
-
-_LONG_ON_CPU = 4096
-"""Tokens from which on compiling is worth it on a CPU."""
-
 
 class Flex(Backend):
     """Compiled FlexAttention with a block mask made of the layout's lists: tiles seen wholly have no mask function.
@@ -38,20 +31,7 @@ class Flex(Backend):
         if query.is_cuda:
             size = layout.order.tile_size
             return None if size % 16 == 0 else f"tiles of {size} tokens: CUDA kernels need a multiple of 16"
-        if query.device.type != "cpu":
-            return f"it runs on cpu and cuda, not on {query.device.type}"
-        if query.requires_grad:
-            return "it has no backward pass on a CPU"
-        if layout.order.num_slots < _LEAST_ON_CPU:
-            return f"its CPU kernels fail below {_LEAST_ON_CPU} tokens"
-        if shutil.which("g++") is None and shutil.which("clang++") is None:
-            return "it needs a C++ compiler (g++ or clang++)"
-        return None
-
-    def not_worth(self, layout: BlockLayout, query: Tensor) -> str | None:
-        if not query.is_cuda and layout.order.num_slots < _LONG_ON_CPU:
-            return f"it compiles for seconds, for fewer than {_LONG_ON_CPU} tokens"
-        return None
+        return f"it runs on cuda, not on {query.device.type}: its CPU kernels give wrong results for some shapes"
 
     def run(
         self,
