@@ -37,20 +37,22 @@ TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
     for name in PRESETS
 }
 
+_TOYBOX: dict[str, Any] = dict(
+    batch_size=32,
+    learning_rate=2e-3,
+    betas=(0.9, 0.98),
+    warmup_steps=100,
+    ema_decay=0.998,
+    sample_every=500,
+    eval_every=500,
+)
+
 DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
     config.preset: config
     for config in (
         DiffusionTrainingConfig(preset="tiny", batch_size=16, num_steps=1000, num_clips=1000, learning_rate=2e-3),
-        DiffusionTrainingConfig(
-            preset="toybox-s",
-            batch_size=32,
-            learning_rate=2e-3,
-            betas=(0.9, 0.98),
-            warmup_steps=100,
-            ema_decay=0.998,
-            sample_every=500,
-            eval_every=500,
-        ),
+        DiffusionTrainingConfig(preset="toybox-xs", **_TOYBOX),
+        DiffusionTrainingConfig(preset="toybox-s", **_TOYBOX),
     )
 }
 

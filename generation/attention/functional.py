@@ -127,7 +127,7 @@ def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
     check_backend(name)
     reasons: dict[str, str] = {}
     for other, backend in BACKENDS.items():
-        reason = backend.missing(layout, query)
+        reason = backend.missing(layout, query) or backend.slower(query)
         if reason is None:
             break
         reasons[other] = reason

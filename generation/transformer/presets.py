@@ -15,6 +15,7 @@ _CASCADEV = "+".join((*(_CASCADE,) * 4, *("full",) * 4, *(_CASCADE,) * 4, *("ful
 _TABLE: dict[str, tuple[Any, ...]] = {
     #             in   dim layers heads refiner patch    text   theta  attention
     "tiny":      ( 4,   32,   2,   2,   1,   (1, 1, 1),   24,   100.0, None),
+    "toybox-xs": (16,  192,   6,   3,   1,   (1, 1, 1),   64,   100.0, None),
     "toybox-s":  (32,  256,   8,   4,   1,   (1, 1, 1),   64,   100.0, None),
     "toybox-m":  (16,  384,  12,   6,   2,   (1, 1, 1),   64,   100.0, None),
     "base":      (16,  768,  16,  12,   2,   (1, 2, 2),  256, 10000.0, None),

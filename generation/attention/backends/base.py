@@ -32,6 +32,10 @@ class Backend(ABC):
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
         """What keeps it from running this here; None: nothing."""
 
+    def slower(self, query: Tensor) -> str | None:
+        """Why `auto` passes it over though it could run: a backend behind it in the table is faster; None: none is."""
+        return None
+
     @abstractmethod
     def run(
         self,

@@ -1,9 +1,11 @@
-"""FlexAttention (torch.nn.attention.flex_attention), compiled, on CUDA: forward and backward.
+"""FlexAttention (torch.nn.attention.flex_attention), compiled: on CUDA forward and backward, on a CPU forward.
 
 Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens, t tiles, x tiles of extra tokens.
 """
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,13 +18,28 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
+from kinema.generation.attention.backends.gather import Gather
 from kinema.generation.attention.layout import BlockLayout
+
+_CHECK_LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Differences from gathering up to which a CPU kernel counts as right, for values of about 1."""
+
+_checked: dict[tuple[Any, ...], float] = {}
+"""The differences of the CPU kernels of this process, by what they were compiled for and ran on."""
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that torch's CPU kernels are compiled with; None: there is none."""
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 class Flex(Backend):
     """Compiled FlexAttention with a block mask made of the layout's lists: tiles seen wholly have no mask function.
 
-    One compilation serves every layout of a head width and type; lengths are dynamic.
+    One compilation serves every layout of a head width and type; lengths are dynamic. On a CPU each new shape is run
+    twice, here and by gathering, and refused for good where the results differ: torch 2.15's kernels are wrong for some
+    (docs/decisions.md).
     """
 
     name: ClassVar[str] = "flex"
@@ -31,7 +48,20 @@ class Flex(Backend):
         if query.is_cuda:
             size = layout.order.tile_size
             return None if size % 16 == 0 else f"tiles of {size} tokens: CUDA kernels need a multiple of 16"
-        return f"it runs on cuda, not on {query.device.type}: its CPU kernels give wrong results for some shapes"
+        if query.device.type != "cpu":
+            return f"it runs on cuda and cpu, not on {query.device.type}"
+        if query.dtype not in _CHECK_LIMIT:
+            return f"its CPU kernels do not compute in {query.dtype}"
+        if torch.is_grad_enabled() and query.requires_grad:
+            return "its CPU kernels have no backward pass"
+        return None if find_compiler() else "no C++ compiler is found (the variable CXX may name one)"
+
+    def slower(self, query: Tensor) -> str | None:
+        return (
+            None
+            if query.is_cuda
+            else "gathering needs no compilation on a CPU, and was faster where both were measured"
+        )
 
     def run(
         self,
@@ -41,16 +71,41 @@ class Flex(Backend):
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h s d"]:
-        length, size = query.shape[2], layout.order.tile_size
-        block_mask = _block_mask(layout, query, extra_mask)
-        behind = -length % size
-        padded = (pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value))
-        try:
-            out = _compiled()(*padded, block_mask=block_mask)
-        except (TorchDynamoException, InductorError) as error:
-            reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
-            raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
-        return out[:, :, :length]
+        if query.is_cuda:
+            return _run(query, key, value, layout, extra_mask)
+        kind = (*query.shape, query.dtype, layout.order.tile_size, layout.mask is None, extra_mask is None)
+        if kind not in _checked:
+            out = _run(query, key, value, layout, extra_mask)
+            wanted = Gather().run(query, key, value, layout, extra_mask)
+            scale = value.abs().max().clamp(min=1.0)
+            _checked[kind] = ((out - wanted).abs().max() / scale).nan_to_num(torch.inf).item()
+        elif _checked[kind] <= _CHECK_LIMIT[query.dtype]:
+            return _run(query, key, value, layout, extra_mask)
+        if _checked[kind] > _CHECK_LIMIT[query.dtype]:
+            raise BackendFailed(
+                f"`backend` (=flex) gives wrong results for {tuple(query.shape)} on this CPU: they differ from"
+                f" those of gather by {_checked[kind]:.2g} of the largest value"
+            )
+        return out
+
+
+def _run(
+    query: Float[Tensor, "b h s d"],
+    key: Float[Tensor, "b h s d"],
+    value: Float[Tensor, "b h s d"],
+    layout: BlockLayout,
+    extra_mask: Bool[Tensor, "b e"] | None,
+) -> Float[Tensor, "b h s d"]:
+    length, size = query.shape[2], layout.order.tile_size
+    block_mask = _block_mask(layout, query, extra_mask)
+    behind = -length % size
+    padded = (pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value))
+    try:
+        out = _compiled()(*padded, block_mask=block_mask)
+    except (TorchDynamoException, InductorError) as error:
+        reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
+        raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
+    return out[:, :, :length]
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kinema.generation.attention.backends.base import Backend, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.layout import BlockLayout
+from kinema.machine import computes_bf16
 
 # Numbers of gathered keys of a chunk, on a CPU for each thread: more saves calls, less stays in the processor's cache
 # (docs/decisions.md).
@@ -74,16 +75,23 @@ def _queries(tiles: Float[Tensor, "gt m d"], rows: Rows) -> Float[Tensor, "r q d
     return tiles.index_select(0, rows.own.flatten()).view(len(rows.own), -1, tiles.shape[-1])
 
 
+def _multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether explicit products of this type are faster than SDPA: where a CPU computes in bfloat16 itself."""
+    return dtype == torch.bfloat16 and computes_bf16(device)
+
+
 def _attend(
     query: Float[Tensor, "r q d"],
     key: Float[Tensor, "r k d"],
     value: Float[Tensor, "r k d"],
     mask: Bool[Tensor, "r q k"] | None,
 ) -> Float[Tensor, "r q d"]:
-    if query.device.type != "cpu" or query.dtype == torch.float32:
-        # Rows stand where heads usually do.
+    if query.device.type != "cpu" or not _multiplies(query.device, query.dtype):
+        # Rows stand where heads usually do. A CPU that would emulate products gets float32's.
+        kind = torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
         mask = None if mask is None else mask[None]
-        return scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask)[0]
+        query, key, whole = (x[None].to(kind) for x in (query, key, value))
+        return scaled_dot_product_attention(query, key, whole, attn_mask=mask)[0].to(value.dtype)
     scores = (query @ key.mT).float() * query.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
