@@ -74,19 +74,23 @@ class Flex(Backend):
         if query.is_cuda:
             return _run(query, key, value, layout, extra_mask)
         kind = (*query.shape, query.dtype, layout.order.tile_size, layout.mask is None, extra_mask is None)
-        if kind not in _checked:
-            out = _run(query, key, value, layout, extra_mask)
-            wanted = Gather().run(query, key, value, layout, extra_mask)
-            scale = value.abs().max().clamp(min=1.0)
-            _checked[kind] = ((out - wanted).abs().max() / scale).nan_to_num(torch.inf).item()
-        elif _checked[kind] <= _CHECK_LIMIT[query.dtype]:
+        if kind in _checked:
+            _raise_wrong(query, _checked[kind])
             return _run(query, key, value, layout, extra_mask)
-        if _checked[kind] > _CHECK_LIMIT[query.dtype]:
-            raise BackendFailed(
-                f"`backend` (=flex) gives wrong results for {tuple(query.shape)} on this CPU: they differ from"
-                f" those of gather by {_checked[kind]:.2g} of the largest value"
-            )
+        out = _run(query, key, value, layout, extra_mask)
+        wanted = Gather().run(query, key, value, layout, extra_mask)
+        scale = value.abs().max().clamp(min=1.0)
+        _checked[kind] = ((out - wanted).abs().max() / scale).nan_to_num(torch.inf).item()
+        _raise_wrong(query, _checked[kind])
         return out
+
+
+def _raise_wrong(query: Tensor, difference: float) -> None:
+    if difference > _CHECK_LIMIT[query.dtype]:
+        raise BackendFailed(
+            f"`backend` (=flex) gives wrong results for {tuple(query.shape)} on this CPU: they differ from those of"
+            f" gather by {difference:.2g} of the largest value"
+        )
 
 
 def _run(
