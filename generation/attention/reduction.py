@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.backends.base import dense
@@ -107,7 +107,7 @@ class TokenReduction:
     stride: tuple[int, ...] = (2, 2, 2)
     keep_for: int = 5
     proportional: bool = True
-    _cache: dict[tuple[str, int], tuple[int, Matching]] = field(default_factory=dict, repr=False)
+    _cache: dict[tuple[str, int], tuple[int, Matching]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_triple("stride", self.stride)
@@ -131,6 +131,7 @@ class TokenReduction:
         num_extra_tokens: int = 0,
         layer: int = 0,
         step: int | None = None,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h n d"]:
         """Attention of all tokens to all, by fewer of them; extra tokens, behind, are all kept.
 
@@ -142,6 +143,7 @@ class TokenReduction:
             num_extra_tokens: tokens behind those of the grid.
             layer: which block asks: each has matchings of its own.
             step: the denoising step; None: matchings are made anew.
+            extra_mask: which extra tokens exist as keys; None: all.
 
         Raises:
             KinemaError: tokens do not fit the grid.
@@ -157,13 +159,22 @@ class TokenReduction:
             torch.cat((matching.merge(x[:, :, :n]), x[:, :, n:]), dim=2)
             for matching, x in ((queries, query), (keys, key), (keys, value))
         )
-        bias = None
-        if self.proportional and self.key_rate:
-            sizes = torch.nn.functional.pad(keys.sizes(), (0, num_extra_tokens), value=1.0)
-            bias = sizes.log().to(query.dtype)[:, None, None, :]
-        out = dense(few_query, few_key, few_value, bias)
+        bias = self._bias(keys, num_extra_tokens, extra_mask)
+        out = dense(few_query, few_key, few_value, None if bias is None else bias.to(query.dtype))
         few = queries.kept.shape[1]
         return torch.cat((queries.restore(out[:, :, :few]), out[:, :, few:]), dim=2)
+
+    def _bias(
+        self, keys: Matching, num_extra_tokens: int, extra_mask: Bool[Tensor, "b e"] | None
+    ) -> Float[Tensor, "b 1 1 k"] | None:
+        """What is added to scores: the log of how many keys each stands for, and -inf for those that do not exist."""
+        if not (self.proportional and self.key_rate) and extra_mask is None:
+            return None
+        sizes = keys.sizes() if self.proportional else torch.ones_like(keys.kept, dtype=torch.float32)
+        sizes = pad(sizes, (0, num_extra_tokens), value=1.0)
+        if extra_mask is not None:
+            sizes[:, keys.kept.shape[1] :] *= extra_mask
+        return sizes.log()[:, None, None, :]
 
     @torch.no_grad()
     def _matching(

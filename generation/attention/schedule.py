@@ -62,17 +62,21 @@ class PatternSchedule:
         Raises:
             KinemaError: a layer of `dense_layers` does not exist, or last dense steps need `num_steps`.
         """
-        if (
-            grid.num_tokens < self.min_tokens
-            or self._is_dense_layer(layer, num_layers)
-            or self._is_dense(step, num_steps)
-        ):
+        if self.is_dense(layer, num_layers, step, num_steps, grid):
             return Full()
         patterns = self.patterns
         for start, own in self.by_step:
             if step is not None and step >= start:
                 patterns = own
         return patterns[layer % len(patterns)]
+
+    def is_dense(self, layer: int, num_layers: int, step: int | None, num_steps: int | None, grid: Grid) -> bool:
+        """Whether a block attends densely because of where it is, when, or how short the clip is; as `at`."""
+        return (
+            grid.num_tokens < self.min_tokens
+            or self._is_dense_layer(layer, num_layers)
+            or self._is_dense_step(step, num_steps)
+        )
 
     def _is_dense_layer(self, layer: int, num_layers: int) -> bool:
         if isinstance(self.dense_layers, int):
@@ -82,7 +86,7 @@ class PatternSchedule:
                 raise KinemaError(f"`dense_layers` (with {other}) must lie in {-num_layers}..{num_layers - 1}")
         return layer in {other % num_layers for other in self.dense_layers}
 
-    def _is_dense(self, step: int | None, num_steps: int | None) -> bool:
+    def _is_dense_step(self, step: int | None, num_steps: int | None) -> bool:
         first, last = self._dense_ends
         if step is None:
             return False

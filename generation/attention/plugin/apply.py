@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,13 +10,14 @@ from torch import nn
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.functional import check_backend
-from kinema.generation.attention.patterns import Pattern
+from kinema.generation.attention.patterns import Full, Pattern
 from kinema.generation.attention.plugin.cogvideox import CogVideoX
 from kinema.generation.attention.plugin.family import Entry, Family, SparseProcessor
 from kinema.generation.attention.plugin.forward import ForwardPlan, StepCounter
 from kinema.generation.attention.plugin.hunyuan_video import HunyuanVideo
 from kinema.generation.attention.plugin.ltx import LTX
 from kinema.generation.attention.plugin.wan import Wan
+from kinema.generation.attention.reduction import TokenReduction
 from kinema.generation.attention.schedule import PatternSchedule
 from kinema.generation.attention.text import parse_patterns
 
@@ -32,7 +34,7 @@ _ATTRIBUTE = "_kinema_sparse_attention"
 
 def apply_sparse_attention(
     transformer: Any,
-    pattern: Pattern | PatternSchedule | Sequence[Pattern] | str,
+    pattern: Pattern | PatternSchedule | Sequence[Pattern] | str | TokenReduction,
     *,
     dense_steps: int | tuple[int, int] = 0,
     dense_layers: int | tuple[int, ...] = 0,
@@ -51,7 +53,8 @@ def apply_sparse_attention(
         transformer: of a class in `FAMILIES`; or several that share a schedule, counted together: Wan 2.2's
             ``(pipe.transformer, pipe.transformer_2)``.
         pattern: for all blocks; patterns that blocks take in turns; either as text (`sliding-tile:3x3x1`,
-            `spatial+temporal`); or a schedule, which says what the next three arguments say.
+            `spatial+temporal`); or a schedule, which says what the next three arguments say. Or a `TokenReduction`:
+            all see all, by fewer tokens.
         dense_steps: the first so many denoising steps are dense; or (first, last) so many at either end.
         dense_layers: the first so many blocks are dense, or those of these numbers (negative ones from the end).
         min_tokens: clips of fewer video tokens are dense.
@@ -62,7 +65,8 @@ def apply_sparse_attention(
         KinemaError: an argument is wrong; nothing was changed.
     """
     transformers = _transformers(transformer)
-    schedule = _schedule(pattern, dense_steps, dense_layers, min_tokens)
+    reduction = pattern if isinstance(pattern, TokenReduction) else None
+    schedule = _schedule(Full() if reduction else pattern, dense_steps, dense_layers, min_tokens)
     _check_steps(schedule, num_steps)
     check_backend(backend)
     for each in transformers:
@@ -72,7 +76,7 @@ def apply_sparse_attention(
     remove_sparse_attention(transformers)
     counter = StepCounter()
     for each in transformers:
-        setattr(each, _ATTRIBUTE, _Plugin(each, schedule, backend, num_steps, counter))
+        setattr(each, _ATTRIBUTE, _Plugin(each, schedule, backend, num_steps, counter, reduction))
 
 
 def remove_sparse_attention(transformer: Any) -> None:
@@ -149,12 +153,16 @@ class _Plugin:
         backend: str,
         num_steps: int | None,
         counter: StepCounter,
+        reduction: TokenReduction | None = None,
     ) -> None:
         self.family = _family(transformer)
         self.schedule = schedule
         self.backend = backend
         self.num_steps = num_steps
         self.counter = counter
+        # Its own: matchings are kept by block.
+        self.reduction = None if reduction is None else replace(reduction)
+        self.num_samplings = 0
         self.plan: ForwardPlan | None = None
         """Of the forward that is under way."""
         self.entries: Sequence[Entry] = self.family.entries(transformer)
@@ -186,16 +194,22 @@ class _Plugin:
         grid, num_leading = self.family.grid(transformer, arguments)
         step = None if transformer.training else self.counter.step(arguments["timestep"])
         num_layers = len(self.family.attentions(transformer))
+        if self.reduction is not None and self.num_samplings != self.counter.num_samplings:
+            self.num_samplings = self.counter.num_samplings
+            self.reduction.reset()
         # diffusers' caches keep what blocks did in one step for others, which may have another order.
         is_cached = getattr(transformer, "is_cache_enabled", False)
+        when = (num_layers, step, self.num_steps, grid)
         return ForwardPlan(
             grid,
-            tuple(self.schedule.at(i, num_layers, step, self.num_steps, grid) for i in range(num_layers)),
+            tuple(self.schedule.at(i, *when) for i in range(num_layers)),
             batch_size=len(arguments["hidden_states"]),
             num_leading=num_leading,
             step=step,
             backend=self.backend,
             can_reorder=self.family.can_reorder(transformer) and not is_cached,
+            reduction=self.reduction,
+            is_reduced=tuple(not self.schedule.is_dense(i, *when) for i in range(num_layers)),
         )
 
     def _check_unchanged(self, transformer: Any) -> None:

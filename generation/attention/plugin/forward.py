@@ -12,6 +12,7 @@ from torch import Tensor
 from kinema.generation.attention.functional import sparse_attention
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.patterns import Full, Pattern
+from kinema.generation.attention.reduction import TokenReduction
 
 _MOST_FILL = 1 / 32
 """Empty slots over tokens up to which tokens are put in order once for all blocks. Beyond, what the blocks' linear
@@ -32,6 +33,7 @@ class ForwardPlan:
         patterns: a pattern for each block.
         step: the denoising step; None: outside of sampling.
         backend: name of the backend.
+        reduction: merges tokens in blocks that are not dense, all of which see all.
         order: order of the tokens; None: raster order.
     """
 
@@ -45,6 +47,8 @@ class ForwardPlan:
         step: int | None = None,
         backend: str = "auto",
         can_reorder: bool = True,
+        reduction: TokenReduction | None = None,
+        is_reduced: tuple[bool, ...] = (),
     ) -> None:
         self.grid = grid
         self.batch_size = batch_size
@@ -52,6 +56,8 @@ class ForwardPlan:
         self.patterns = patterns
         self.step = step
         self.backend = backend
+        self.reduction = reduction
+        self.is_reduced = is_reduced
         self.order = _common_order(grid, patterns) if can_reorder else None
 
     def arrange(self, x: Tensor, dim: int, num_leading: int | None = None) -> Tensor:
@@ -71,6 +77,8 @@ class ForwardPlan:
 
     def is_stock(self, layer: int) -> bool:
         """Whether the stock processor does what the block should: dense attention, in any order without empty slots."""
+        if self.reduction is not None and self.is_reduced[layer]:
+            return False
         return isinstance(self.patterns[layer], Full) and (self.order is None or not self.order.is_ragged)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, extra_mask: Tensor | None = None) -> Tensor:
@@ -91,18 +99,19 @@ class ForwardPlan:
         slots = self.grid.num_tokens if self.order is None else self.order.num_slots
         if self.num_leading:
             query, key, value = (x.roll(-self.num_leading, 1) for x in (query, key, value))
-        out = sparse_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            self.patterns[layer],
-            self.grid,
-            num_extra_tokens=query.shape[1] - slots,
-            backend=self.backend,
-            order=self.order or "raster",
-            extra_mask=extra_mask,
-            step=self.step,
-        )
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        options: dict[str, Any] = {
+            "num_extra_tokens": query.shape[2] - slots,
+            "extra_mask": extra_mask,
+            "step": self.step,
+        }
+        if self.reduction is not None:
+            out = self.reduction(query, key, value, self.grid, layer=layer, **options)
+        else:
+            order = self.order or "raster"
+            out = sparse_attention(
+                query, key, value, self.patterns[layer], self.grid, backend=self.backend, order=order, **options
+            )
         out = out.transpose(1, 2)
         return out.roll(self.num_leading, 1) if self.num_leading else out
 
@@ -127,9 +136,14 @@ def _common_order(grid: Grid, patterns: tuple[Pattern, ...]) -> TokenOrder | Non
 
 class StepCounter:
     """Counts denoising steps by their timesteps: calls of one step (guidance) repeat it, and where it rises, another
-    sampling begins. Transformers that share a schedule, as Wan 2.2's for high and low noise, share a counter."""
+    sampling begins. Transformers that share a schedule, as Wan 2.2's for high and low noise, share a counter.
+
+    Attributes:
+        num_samplings: how many have begun.
+    """
 
     def __init__(self) -> None:
+        self.num_samplings = 0
         self._timestep: float | None = None
         self._step = 0
 
@@ -146,6 +160,7 @@ class StepCounter:
             return None
         if self._timestep is None or now > self._timestep:
             self._step = 0
+            self.num_samplings += 1
         elif now < self._timestep:
             self._step += 1
         self._timestep = now

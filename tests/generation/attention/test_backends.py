@@ -173,7 +173,7 @@ def test_per_head_patterns_on_all_heads():
     ids=str,
 )
 def test_flex_is_the_reference(pattern: Pattern, extra: int):
-    """It may fail to compile on a CPU, and says so; a result that it gives is right."""
+    """On a CPU some do not compile, and some are wrong, and it says so; a result that it gives is right."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not find_compiler():
         pytest.skip("flex on a CPU needs a C++ compiler")
@@ -188,10 +188,9 @@ def test_flex_is_the_reference(pattern: Pattern, extra: int):
     arguments: Any = dict(num_extra_tokens=extra, backend="flex", extra_mask=there)
     try:
         out = sparse_attention(*given, pattern=pattern, grid=grid, **arguments)
-    except BackendFailed as error:
-        if device == "cuda" or not extra:
+    except BackendFailed:
+        if device == "cuda":
             raise
-        assert "could not be compiled" in str(error)  # noqa: PT017
         return
     # TF32 products on CUDA.
     assert (out.cpu() - expected).abs().max() <= (1e-3 if device == "cuda" else 1e-5)
@@ -307,6 +306,45 @@ def test_mistakes_are_named_before_any_work(change: dict, message: str, monkeypa
         sparse_attention(**(arguments | change))
 
 
+def by_block_mask(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
+    """What a kernel of FlexAttention should do: full tiles whole, partial ones under the mask function."""
+    sizes = (*query.shape[:2], query.shape[2], key.shape[2])
+    seen = block_mask.mask_mod(*torch.meshgrid(*map(torch.arange, sizes), indexing="ij"))
+    shape = (*sizes[:2], sizes[2] // block_mask.BLOCK_SIZE[0], sizes[3] // block_mask.BLOCK_SIZE[1])
+
+    def tiles(counts: Tensor, indices: Tensor) -> Tensor:
+        listed = torch.arange(shape[3]) < counts[..., None]
+        table = torch.zeros(shape, dtype=torch.long)
+        table.scatter_add_(3, indices.long().expand(shape), listed.long().expand(shape))
+        assert table.max() <= 1, "a tile is listed twice"
+        return table.bool().repeat_interleave(sizes[2] // shape[2], 2).repeat_interleave(sizes[3] // shape[3], 3)
+
+    full = tiles(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
+    partial = tiles(block_mask.kv_num_blocks, block_mask.kv_indices)
+    assert not (full & partial).any()
+    return scaled_dot_product_attention(query, key, value, attn_mask=full | (partial & seen))
+
+
+@settings(max_examples=60, deadline=None)
+@given(grid=grids, make=patterns, extra=st.integers(0, 4), data=st.data())
+def test_block_mask_is_the_pattern(grid: Grid, make: Callable, extra: int, data: st.DataObject):
+    pattern = make()
+    tensors = inputs(grid, extra)
+    rows = st.lists(st.booleans(), min_size=extra, max_size=extra)
+    mask = (
+        torch.tensor([data.draw(rows), data.draw(rows)]).view(2, extra) if extra and data.draw(st.booleans()) else None
+    )
+    expected = reference(tensors, pattern, grid, extra, mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flex, "_compiled", lambda: by_block_mask)
+        patch.setattr(flex, "find_compiler", lambda: "c++")
+        patch.setattr(flex, "_checked", {})
+        out = sparse_attention(
+            *tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend="flex", extra_mask=mask
+        )
+    assert (out - expected).abs().max() <= 1e-5
+
+
 @pytest.fixture
 def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
     """Makes the compiled kernel a dense reference that is off by some error; gives the list of its calls."""
@@ -316,12 +354,7 @@ def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]
 
         def kernel(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> Tensor:
             calls.append(query.shape[2])
-            sizes = (*query.shape[:2], query.shape[2], key.shape[2])
-            mask = block_mask.mask_mod(*torch.meshgrid(*map(torch.arange, sizes), indexing="ij"))
-            tiles = block_mask.to_dense().bool()
-            for axis, size in ((2, block_mask.BLOCK_SIZE[0]), (3, block_mask.BLOCK_SIZE[1])):
-                tiles = tiles.repeat_interleave(size, axis)
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask & tiles) + error
+            return by_block_mask(query, key, value, block_mask) + error
 
         monkeypatch.setattr(flex, "_compiled", lambda: kernel)
         monkeypatch.setattr(flex, "find_compiler", lambda: "c++")
