@@ -191,43 +191,62 @@ FIRST = ["wan", "ltx", "cogvideox", "hunyuan"]
 """A case of each family."""
 
 
+Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Self-attention by the number of the block: queries, keys and values ``(b, h, n + e, d)``, and a mask of tokens."""
+
+
 @contextmanager
-def masked(monkeypatch: pytest.MonkeyPatch, model: Any, patterns: tuple[Any, ...], grid: Grid = GRID) -> Iterator[None]:
-    """Puts dense masks into the stock attention of the blocks, at the dispatcher (the reference)."""
-    heads = model.config.num_attention_heads
-    name = type(model).__name__
-    text_first = name.startswith("Cog")
-    tables = [
-        torch.stack([pattern.mask(grid, head if pattern.num_heads else 0) for head in range(heads)])
-        for pattern in patterns
-    ]
+def replaced(monkeypatch: pytest.MonkeyPatch, model: Any, attend: Attend) -> Iterator[None]:
+    """Puts something else into the stock self-attention of the blocks, at the dispatcher."""
+    is_cogvideox = type(model).__name__.startswith("Cog")
     calls = 0
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **others: Any) -> Tensor:
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **others: Any) -> Tensor:
         nonlocal calls
-        # (b, n, h, d); short sequences are text.
-        extra = key.shape[1] - grid.num_tokens
-        if query.shape[1] == key.shape[1] and extra >= 0:
-            leading = text_first or name.startswith("LTX")
-            sides = (extra, 0) * 2 if leading else (0, extra) * 2
-            table = torch.nn.functional.pad(tables[calls % len(tables)], sides, value=True)[None]
-            attn_mask = table if attn_mask is None else table & attn_mask
-            calls += 1
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        # Short sequences are text.
+        if query.shape[2] == key.shape[2] >= GRID.num_tokens:
+            calls += 1
+            return attend(calls - 1, query, key, value, attn_mask).transpose(1, 2)
         return sdpa(query, key, value, attn_mask=attn_mask).transpose(1, 2)
 
-    def attend_heads(query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
+    def dispatch_heads(query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
         others = {"attn_mask": others.get("attn_mask")}
-        return attend(*(x.transpose(1, 2) for x in (query, key, value)), **others).transpose(1, 2)
+        return dispatch(*(x.transpose(1, 2) for x in (query, key, value)), **others).transpose(1, 2)
 
     sdpa = torch.nn.functional.scaled_dot_product_attention
     with monkeypatch.context() as patch:
-        if text_first:
-            patch.setattr("diffusers.models.attention_processor.F.scaled_dot_product_attention", attend_heads)
+        if is_cogvideox:
+            patch.setattr("diffusers.models.attention_processor.F.scaled_dot_product_attention", dispatch_heads)
         else:
-            patch.setattr(sys.modules[type(model).__module__], "dispatch_attention_fn", attend)
+            patch.setattr(sys.modules[type(model).__module__], "dispatch_attention_fn", dispatch)
         yield
     assert calls
+
+
+def has_leading(model: Any) -> bool:
+    """Whether extra tokens stand in front of those of the grid."""
+    return type(model).__name__.startswith(("Cog", "LTX"))
+
+
+@contextmanager
+def masked(monkeypatch: pytest.MonkeyPatch, model: Any, patterns: tuple[Any, ...]) -> Iterator[None]:
+    """Puts dense masks into the stock attention of the blocks (the reference)."""
+    heads = model.config.num_attention_heads
+    tables = [
+        torch.stack([pattern.mask(GRID, head if pattern.num_heads else 0) for head in range(heads)])
+        for pattern in patterns
+    ]
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        extra = key.shape[2] - GRID.num_tokens
+        sides = (extra, 0) * 2 if has_leading(model) else (0, extra) * 2
+        table = torch.nn.functional.pad(tables[layer % len(tables)], sides, value=True)[None]
+        return sdpa(query, key, value, attn_mask=table if mask is None else table & mask)
+
+    with replaced(monkeypatch, model, attend):
+        yield
 
 
 def assert_near(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
