@@ -35,8 +35,8 @@ from kinema.training.data.toybox import Toybox
 from kinema.training.seeds import step_generator
 from kinema.video import to_uint8
 
-EMBEDDED = ("kl-4x8x8-c16", "toybox/vae")
-"""The tokenizers that kinema ships: the general one, and that of the Toybox pipeline."""
+EMBEDDED = ("kl-4x8x8-c16", "fsq-4x8x8-32768", "toybox/vae")
+"""The tokenizers that kinema ships: the general ones, and that of the Toybox pipeline."""
 
 PUBLISHED = (
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers:vae",

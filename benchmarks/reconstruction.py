@@ -24,7 +24,7 @@ from kinema.training.config import VALIDATION_PREFIXES, parse_shape
 from kinema.training.data.clips import centre_clips, list_videos
 from kinema.video import contact_sheet, to_uint8, write_image
 
-SHIPPED = ("kl-4x8x8-c16",)
+SHIPPED = ("kl-4x8x8-c16", "fsq-4x8x8-32768")
 """General tokenizers that kinema ships."""
 
 
