@@ -9,13 +9,14 @@ TEST_ENV := OMP_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow benchmarks lint format clean
 
 help:
 	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools"
 	@echo "make demo       clips from prompts and from an image, into demo/"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes, or a GPU"
+	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
 	@echo "make clean      remove what building and testing left; the environment stays"
@@ -51,6 +52,10 @@ test: lint
 
 test-slow: $(STAMP)
 	@$(TEST_ENV) $(PYTHON) -m pytest -q -m "slow or cuda"
+
+BENCHMARKS ?= tokenizer_speed tokenizer_streaming fvd_speed sparse_attention sparse_plugin
+benchmarks: $(STAMP)
+	@for name in $(BENCHMARKS); do echo "# $$name"; $(PYTHON) benchmarks/$$name.py || exit 1; done
 
 format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .
