@@ -31,7 +31,7 @@ def load_any_pipeline(name: str | None, *, device: str | None = None) -> Any:
     if Path(name).is_dir() and _class_name(name) is None:
         raise KinemaError(f"`model` (={name!r}) must be a pipeline's folder, and it has no model_index.json")
     device = pick_device(device)
-    return _load(name).to(device)
+    return _load(name, device).to(device)
 
 
 def _class_name(name: str) -> str | None:
@@ -45,11 +45,11 @@ def _class_name(name: str) -> str | None:
     return class_name if isinstance(class_name, str) else None
 
 
-def _load(name: str) -> Any:
+def _load(name: str, device: Any) -> Any:
     import torch
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    half = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    half = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     try:
         with quiet_loading():
             pipeline: Any = DiffusionPipeline.from_pretrained(name, dtype=half)
@@ -89,6 +89,10 @@ def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: i
     parts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
     # Together: Wan 2.2's two models share one sampling, and one count of its steps.
     transformers = tuple(part for part in parts if part is not None)
+    if not transformers:
+        raise KinemaError(
+            f"`--attention` (={text}) must go with a pipeline that has a transformer, not {type(pipeline).__name__}"
+        )
     apply_sparse_attention(
         transformers, patterns, dense_steps=dense_steps, dense_layers=dense_layers, num_steps=num_steps
     )

@@ -7,7 +7,7 @@
 Dense is the best dense way of this machine in the same run: SDPA with each of its kernels, and explicit products where
 their scores fit. All take turns, and the median of ratios counts. "raster" includes putting queries, keys and values
 into tiles and the result back; "tile" is what a transformer pays that keeps its tokens in tiles. The density is that of
-computed tiles over all pairs of tokens; patterns are sliding tiles whose tiles divide the grid.
+computed tiles over all pairs of tokens, empty slots of ragged tiles included.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def patterns(grid: Grid, tile: tuple[int, int, int]) -> Iterator[SlidingTile]:
     seen: set[float] = {1.0}
     for window in WINDOWS:
         pattern = SlidingTile(tile, window)
-        density = pattern.density(grid)
+        density = pattern.densities(grid)[0].tile_density
         if density not in seen:
             seen.add(density)
             yield pattern
@@ -117,7 +117,7 @@ def measure(grid: Grid, dtype: torch.dtype, arguments: argparse.Namespace) -> li
         turns = [{name: seconds(way, device) for name, way in ways.items()} for _ in range(arguments.repeats)]
         times = {name: statistics.median(turn[name] for turn in turns) for name in ways}
         best = min(dense, key=lambda name: times[name])
-        density = pattern.density(grid)
+        density = pattern.densities(grid)[0].tile_density
         row = {
             "grid": str(grid),
             "tokens": grid.num_tokens,

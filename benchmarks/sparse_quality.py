@@ -28,7 +28,7 @@ from kinema.eval.frames.psnr import decibels
 from kinema.eval.toybox.evaluate import seen, truth_of
 from kinema.eval.toybox.oracle import Oracle
 from kinema.eval.toybox.report import ASPECTS, chance_of, fractions, share_of_all
-from kinema.generation.attention import Grid, PatternSchedule, parse_patterns
+from kinema.generation.attention import Full, Grid, PatternSchedule, parse_patterns
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.data.toybox import Toybox
 from kinema.training.seeds import step_generator
@@ -84,10 +84,11 @@ def make_rows(arguments: argparse.Namespace, device: str) -> tuple[list[Row], Gr
         heads = [[head.tile_density for head in each.densities(grid)] for each in pattern.patterns]
         return Row(name, pipeline, pattern, statistics.mean(map(statistics.mean, heads)))
 
-    rows = [row("dense", dense, PatternSchedule(parse_patterns("full")))]
+    rows = [row("dense", dense, PatternSchedule((Full(),)))]
     for folder in arguments.trained:
         pipeline = load_pipeline(str(folder), device=device)
-        rows.append(row(f"trained: {folder}", pipeline, pipeline.transformer.attention))
+        pattern = pipeline.transformer.attention or PatternSchedule((Full(),))
+        rows.append(row(f"trained: {folder}", pipeline, pattern))
     for text in arguments.patterns:
         rows.append(row(text, dense, PatternSchedule(parse_patterns(text))))
     return rows, grid

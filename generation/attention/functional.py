@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.backends import BACKENDS, FALLBACK, Backend, BackendFailed
+from kinema.generation.attention.backends.base import check_extra_mask
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
@@ -53,6 +54,7 @@ def sparse_attention(
     Raises:
         KinemaError: shapes, pattern, grid and backend do not fit; nothing was computed.
     """
+    check_backend(backend)
     given = _given_order(order, pattern, grid)
     length = (grid.num_tokens if given is None else given.num_slots) + num_extra_tokens
     where = f"grid {grid} in {'raster' if given is None else 'tile'} order"
@@ -165,11 +167,9 @@ def _check(
                 f"`{name}` (of shape {tuple(x.shape)}) must be (b, heads, {length} tokens, d): {of} and"
                 f" {num_extra_tokens} extra tokens"
             )
-        if x.shape[:3] != query.shape[:3] or (name == "key" and x.shape[3] != query.shape[3]):
+        if x.shape != query.shape:
             raise KinemaError(f"`{name}` (of shape {tuple(x.shape)}) must fit `query` (of shape {tuple(query.shape)})")
         if x.dtype != query.dtype or x.device != query.device:
             raise KinemaError(f"`{name}` (={x.dtype} on {x.device}) must be {query.dtype} on {query.device} as `query`")
-    if extra_mask is not None and (extra_mask.shape != (len(query), num_extra_tokens)):
-        raise KinemaError(
-            f"`extra_mask` (of shape {tuple(extra_mask.shape)}) must be ({len(query)} clips, {num_extra_tokens} tokens)"
-        )
+    if extra_mask is not None:
+        check_extra_mask(extra_mask, len(query), num_extra_tokens)

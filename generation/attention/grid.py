@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,7 +24,7 @@ class Grid:
     """Numbers of video tokens along time, height and width.
 
     Raises:
-        KinemaError: one is below 1.
+        KinemaError: one is below 1, or no integer.
     """
 
     t: int
@@ -32,8 +33,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, size in zip("thw", self.sizes, strict=True):
-            if size < 1:
-                raise KinemaError(f"`grid.{name}` (={size}) must be at least 1")
+            check_number(f"grid.{name}", size, 1)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -146,11 +146,6 @@ def runs(size: int, length: int, offset: int = 0) -> Axis:
     return tuple(tuple(range(a, b)) for a, b in zip(starts, [*starts[1:], size], strict=True))
 
 
-def strides(size: int, number: int) -> Axis:
-    """`number` groups (fewer where the axis is shorter) of positions that are `number` apart."""
-    return tuple(tuple(range(first, size, number)) for first in range(min(number, size)))
-
-
 @lru_cache(maxsize=64)
 def token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> TokenOrder:
     """The order whose tiles are the products of groups along the axes. Computed once for each grid.
@@ -195,12 +190,23 @@ def tile_order(grid: Grid, tile: Sequence[int]) -> TokenOrder:
     return token_order(grid, grid.sizes, tuple(runs(n, length) for n, length in zip(grid.sizes, size, strict=True)))
 
 
-def check_triple(name: str, value: Sequence[int]) -> tuple[int, int, int]:
-    """Three numbers of at least 1.
+def check_number(name: str, value: Any, least: int) -> None:
+    """Raises an error where something is no integer of at least `least`.
 
     Raises:
-        KinemaError: there are more or fewer, or one is below 1 or no integer.
+        KinemaError: so it is.
     """
-    if len(value) != 3 or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in value):
-        raise KinemaError(f"`{name}` (={tuple(value)}) must be three integers of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise KinemaError(f"`{name}` (={value}) must be at least {least}, and an integer")
+
+
+def check_triple(name: str, value: Any) -> tuple[int, int, int]:
+    """A tuple of three integers of at least 1.
+
+    Raises:
+        KinemaError: it is something else.
+    """
+    is_triple = isinstance(value, tuple) and len(value) == 3
+    if not is_triple or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in value):
+        raise KinemaError(f"`{name}` (={value!r}) must be a tuple of three integers of at least 1")
     return value[0], value[1], value[2]

@@ -7,6 +7,7 @@ Shapes: b batch, h heads, n tokens, e extra tokens behind them, d head width, a 
 """
 
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.backends.base import dense
+from kinema.generation.attention.backends.base import check_extra_mask, dense
 from kinema.generation.attention.grid import Grid, check_triple
 
 
@@ -66,7 +67,8 @@ def match(features: Float[Tensor, "b n d"], grid: Grid, rate: float, stride: tup
     number = int(rate * grid.num_tokens)
     if number > len(others):
         raise KinemaError(
-            f"a rate of {rate} merges {number} tokens of the grid {grid}, and must leave its {len(anchors)} anchors"
+            f"`rate` (={rate}) merges {number} tokens of the grid {grid}, and must leave the {len(anchors)} that"
+            f" `stride` (={tuple(stride)}) keeps"
         )
     unit = normalize(features.float(), dim=-1)
     likeness, nearest = (unit[:, others] @ unit[:, anchors].mT).max(-1)
@@ -99,7 +101,7 @@ class TokenReduction:
             are the same exact.
 
     Raises:
-        KinemaError: a rate lies outside [0, 1), or another number below 1.
+        KinemaError: a rate lies outside [0, 1) or would merge tokens that `stride` keeps, or another number is below 1.
     """
 
     query_rate: float = 0.3
@@ -110,10 +112,15 @@ class TokenReduction:
     _cache: dict[tuple[str, int], tuple[int, Matching]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_triple("stride", self.stride)
+        others = 1 - 1 / prod(check_triple("stride", self.stride))
         for name in ("query_rate", "key_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise KinemaError(f"`{name}` (={getattr(self, name)}) must lie in [0, 1)")
+            rate = getattr(self, name)
+            if not 0 <= rate < 1:
+                raise KinemaError(f"`{name}` (={rate}) must lie in [0, 1)")
+            if rate > others:
+                raise KinemaError(
+                    f"`{name}` (={rate}) must be at most {others:.3f}: `stride` (={self.stride}) keeps the other tokens"
+                )
         if self.keep_for < 1:
             raise KinemaError(f"`keep_for` (={self.keep_for}) must be at least 1")
 
@@ -153,6 +160,8 @@ class TokenReduction:
             raise KinemaError(
                 f"`query` (of {query.shape[2]} tokens) must have {n} of the grid {grid} and {num_extra_tokens}"
             )
+        if extra_mask is not None:
+            check_extra_mask(extra_mask, len(query), num_extra_tokens)
         queries = self._matching("query", query[:, :, :n], grid, self.query_rate, layer, step)
         keys = self._matching("key", key[:, :, :n], grid, self.key_rate, layer, step)
         few_query, few_key, few_value = (

@@ -167,12 +167,7 @@ def _check(schedule: PatternSchedule, sizes: Architecture, num_steps: int, effic
         raise KinemaError(f"`num_steps` (={num_steps}) must be at least 1")
     if not (isfinite(efficiency) and efficiency > 0):
         raise KinemaError(f"`efficiency` (={efficiency:g}) must be above 0")
-    if _num_dense_steps(schedule) > num_steps:
-        raise KinemaError(f"`dense_steps` (={schedule.dense_steps}) must be at most `num_steps` (={num_steps})")
-    layers = schedule.dense_layers
-    if isinstance(layers, int) and layers > sizes.num_layers:
-        raise KinemaError(f"`dense_layers` (={layers}) must be at most {sizes.num_layers}, the layers of the model")
-    schedule.check(sizes.num_layers, sizes.num_heads)
+    schedule.check(sizes.num_layers, sizes.num_heads, num_steps)
 
 
 def _check_size(schedule: PatternSchedule, grid: Grid) -> None:

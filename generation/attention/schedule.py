@@ -1,11 +1,16 @@
 """Which pattern runs where: by layer, by denoising step, and not at all for short clips."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Grid
+from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.patterns import Full, Pattern
+
+_MOST_FILL = 1 / 32
+"""Empty slots over tokens up to which tokens are put in order once for all blocks. Beyond, what the blocks' linear
+layers do for empty slots costs more than it costs to put queries, keys, values and outputs in order at each block."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,16 @@ class PatternSchedule:
 
     def __post_init__(self) -> None:
         for name, patterns in (("patterns", self.patterns), *(("by_step", own) for _, own in self.by_step)):
-            if not patterns:
-                raise KinemaError(f"`{name}` (={getattr(self, name)}) must hold at least one pattern")
+            is_tuple = isinstance(patterns, tuple) and len(patterns) > 0
+            if not is_tuple or not all(isinstance(each, Pattern) for each in patterns):
+                raise KinemaError(f"`{name}` (={getattr(self, name)}) must be a tuple of at least one pattern")
         starts = [start for start, _ in self.by_step]
         if starts != sorted(set(starts)) or (starts and starts[0] < 0):
             raise KinemaError(f"`by_step` (starting at {starts}) must start at ascending steps from 0 on")
         if isinstance(self.dense_layers, int) and self.dense_layers < 0:
             raise KinemaError(f"`dense_layers` (={self.dense_layers}) must be at least 0")
+        if not isinstance(self.dense_steps, int) and len(self.dense_steps) != 2:
+            raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be a number, or two: (first, last)")
         if min(self._dense_ends) < 0:
             raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be at least 0")
         if self.min_tokens < 0:
@@ -94,16 +102,42 @@ class PatternSchedule:
             raise KinemaError(f"`num_steps` (=None) must be known for `dense_steps` (={self.dense_steps}) at the end")
         return step < first or (num_steps is not None and step >= num_steps - last)
 
-    def check(self, num_layers: int, num_heads: int) -> None:
+    def check(self, num_layers: int, num_heads: int, num_steps: int | None = None) -> None:
         """Finds mistakes before any work.
 
+        Args:
+            num_layers: blocks.
+            num_heads: their heads.
+            num_steps: denoising steps, where they are known.
+
         Raises:
-            KinemaError: a layer does not exist, or a pattern is for another number of heads.
+            KinemaError: there are fewer blocks or steps than are to be dense, a block does not exist, or a pattern is
+                for another number of heads.
         """
+        if isinstance(self.dense_layers, int) and self.dense_layers > num_layers:
+            raise KinemaError(
+                f"`dense_layers` (={self.dense_layers}) must be at most {num_layers}, the layers of the model"
+            )
         self._is_dense_layer(0, num_layers)
+        if num_steps is not None and sum(self._dense_ends) > num_steps:
+            raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be at most `num_steps` (={num_steps})")
         for patterns in (self.patterns, *(own for _, own in self.by_step)):
             for pattern in patterns:
                 pattern.check_heads(num_heads)
+
+
+def common_order(grid: Grid, patterns: Sequence[Pattern]) -> TokenOrder | None:
+    """The order in which tokens go through all blocks: that of most patterns. Others put tokens in order themselves.
+
+    Returns:
+        None: raster order, also where tiles are ragged and too many slots would be empty.
+    """
+    orders = Counter(pattern.order(grid) for pattern in patterns if not isinstance(pattern, Full))
+    if not orders:
+        return None
+    order = orders.most_common(1)[0][0]
+    is_filled_up = order.num_slots > grid.num_tokens * (1 + _MOST_FILL)
+    return None if order.is_raster or is_filled_up else order
 
 
 def as_schedule(patterns: "Pattern | PatternSchedule | Sequence[Pattern]") -> PatternSchedule:

@@ -127,6 +127,6 @@ def parse_grid(text: str) -> Grid:
         KinemaError: the text is not of this form.
     """
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise KinemaError(f"`grid` (={text}) must be FRAMESxHEIGHTxWIDTH in tokens, for example 21x45x80")
     return Grid(*(int(part) for part in parts))

@@ -16,7 +16,7 @@ from kinema.generation.attention.coarse import coarse_attention
 from kinema.generation.attention.functional import sparse_attention
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder, tile_order
 from kinema.generation.attention.patterns import Full, Pattern
-from kinema.generation.attention.schedule import PatternSchedule
+from kinema.generation.attention.schedule import PatternSchedule, common_order
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values ``(b, n, k, e)`` to what the queries see, of that shape."""
@@ -44,7 +44,7 @@ class Arrangement:
     Attributes:
         grid: numbers of tokens along t, h, w.
         patterns: what each block sees.
-        order: the order that the blocks work in, that of the first pattern which is not full; None: raster order.
+        order: the order that the blocks work in, that of most patterns; None: raster order.
         backend: name of the backend of sparse attention.
         step: the denoising step, from 0; None: outside of sampling.
     """
@@ -75,9 +75,7 @@ class Arrangement:
         if schedule is None:
             return cls(tokens, tuple(Full() for _ in layers), None, backend, step)
         patterns = tuple(schedule.at(layer, num_layers, step, num_steps, tokens) for layer in layers)
-        orders = [pattern.order(tokens) for pattern in patterns if not isinstance(pattern, Full)]
-        order = orders[0] if orders and not orders[0].is_raster else None
-        return cls(tokens, patterns, order, backend, step)
+        return cls(tokens, patterns, common_order(tokens, patterns), backend, step)
 
     def put(self, x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
         """Something of every token, from raster order into this one."""

@@ -83,7 +83,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         super().__init__()
         _check_config(dim, num_heads, patch_size, text_vocab_size, text_dim)
         self.set_attention(attention)
-        self.coarse_tile = None if coarse_tile is None else check_triple("coarse_tile", coarse_tile)
+        self.coarse_tile = None if coarse_tile is None else check_triple("coarse_tile", tuple(coarse_tile))
         self.patch_size: tuple[int, int, int] = (patch_size[0], patch_size[1], patch_size[2])
         self.out_channels = out_channels if out_channels is not None else in_channels
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]

@@ -213,7 +213,7 @@ def test_info(capsys: pytest.CaptureFixture[str]):
     assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
     assert "native" in facts["attention_backends"]
     assert {"libx264", "libx264rgb"} <= set(facts["encoders"])
-    assert set(facts["weights"]) == {"kl-4x8x8-c16", "toybox"}
+    assert set(facts["weights"]) == {"kl-4x8x8-c16", "fsq-4x8x8-32768", "toybox"}
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [name.replace("_", " ") for name in facts]

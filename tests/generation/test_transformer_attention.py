@@ -21,6 +21,7 @@ from kinema.generation.attention import (
     TileTopK,
     coarse_attention,
     parse_patterns,
+    schedule,
 )
 from kinema.generation.attention.grid import tile_order
 from kinema.generation.transformer import layers
@@ -116,9 +117,11 @@ def test_density_one_is_the_model_itself(model: VideoTransformer, timestep: str)
     assert (run(model, "spatial+temporal", **inputs) - dense).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("fill", [0.0, 100.0], ids=["raster", "filled-up"])
 @pytest.mark.parametrize("patterns", [None, "tile-top-k:2,tile=2x2x2", "sliding-tile:1x1x1,tile=1x2x2", "temporal"])
-def test_the_coarse_branch_is_added_in_any_order(patterns: str | None):
+def test_the_coarse_branch_is_added_in_any_order(patterns: str | None, fill: float, monkeypatch: pytest.MonkeyPatch):
     """Beside any pattern, the gated attention of tiles' means is the same; as a dense reference has it."""
+    monkeypatch.setattr(schedule, "_MOST_FILL", fill)
     gated = randomised(coarse_tile=(2, 2, 2), num_layers=1)
     inputs = example()
     seen: list[Tensor] = []
@@ -147,8 +150,8 @@ def test_the_coarse_branch_is_added_in_any_order(patterns: str | None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "attend", attend)
         run(gated, None, **inputs)
-    own = None if patterns is None else parse_patterns(patterns)[0].order(Grid(*GRID))
-    added = added if own is None or own.is_raster else own.restore(added, 1)
+    own = None if patterns is None else schedule.common_order(Grid(*GRID), parse_patterns(patterns))
+    added = added if own is None else own.restore(added, 1)
     assert (added - stock[0]).abs().max() <= 1e-5
 
 

@@ -70,6 +70,20 @@ def dense(
     return dispatch_attention_fn(*arranged, attn_mask=mask).transpose(1, 2)
 
 
+def check_extra_mask(extra_mask: Tensor, num_clips: int, num_extra_tokens: int) -> None:
+    """Raises an error where a mask is not ``(num_clips, num_extra_tokens)`` of booleans.
+
+    Raises:
+        KinemaError: so it is. Numbers would be added to scores.
+    """
+    if extra_mask.shape != (num_clips, num_extra_tokens):
+        raise KinemaError(
+            f"`extra_mask` (of shape {tuple(extra_mask.shape)}) must be ({num_clips} clips, {num_extra_tokens} tokens)"
+        )
+    if extra_mask.dtype != torch.bool:
+        raise KinemaError(f"`extra_mask` (of {extra_mask.dtype}) must be of torch.bool: true for tokens that exist")
+
+
 def key_mask(
     layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
 ) -> Bool[Tensor, "b s"] | None:

@@ -4,9 +4,11 @@ Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens
 """
 
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +22,9 @@ from torch.nn.functional import pad
 from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
 from kinema.generation.attention.backends.gather import Gather
 from kinema.generation.attention.layout import BlockLayout
+from kinema.loading import one_line
+
+logger = logging.getLogger(__name__)
 
 _CHECK_LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Differences from gathering up to which a CPU kernel counts as right, for values of about 1."""
@@ -37,7 +42,8 @@ def find_compiler() -> str | None:
 class Flex(Backend):
     """Compiled FlexAttention with a block mask made of the layout's lists: tiles seen wholly have no mask function.
 
-    One compilation serves every layout of a head width and type; lengths are dynamic. On a CPU each new shape is run
+    Compiled once for a kind of mask, head width and type; lengths are dynamic, which may take one compilation more. On
+    Hopper and later, FlashAttention's kernels run it where its package is installed. On a CPU each new shape is run
     twice, here and by gathering, and refused for good where the results differ: torch 2.15's kernels are wrong for some
     (docs/decisions.md).
     """
@@ -73,6 +79,8 @@ class Flex(Backend):
     ) -> Float[Tensor, "b h s d"]:
         if query.is_cuda:
             return _run(query, key, value, layout, extra_mask)
+        if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+            raise BackendFailed("`backend` (=flex) cannot run this: its CPU kernels have no backward pass")
         kind = (*query.shape, query.dtype, layout.order.tile_size, layout.mask is None, extra_mask is None)
         if kind in _checked:
             _raise_wrong(query, _checked[kind])
@@ -103,13 +111,38 @@ def _run(
     length, size = query.shape[2], layout.order.tile_size
     block_mask = _block_mask(layout, query, extra_mask)
     behind = -length % size
-    padded = (pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value))
+    padded = [pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value)]
+    *fast, plain = kernel_options(query)
+    for options in fast:
+        try:
+            return _compiled()(*padded, block_mask=block_mask, kernel_options=options)[:, :, :length]
+        except (TorchDynamoException, InductorError, RuntimeError, NotImplementedError) as error:
+            _say_slow(str(options), one_line(error))
     try:
-        out = _compiled()(*padded, block_mask=block_mask)
+        return _compiled()(*padded, block_mask=block_mask, kernel_options=plain)[:, :, :length]
     except (TorchDynamoException, InductorError) as error:
         reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
         raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
-    return out[:, :, :length]
+
+
+def kernel_options(query: Tensor) -> list[dict[str, Any]]:
+    """Options of kernels to try, the fastest first; the last ones are torch's own, which run everywhere."""
+    is_hopper = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0)
+    flash = [{"BACKEND": "FLASH"}] if is_hopper and _has_flash() else []
+    return [*flash, {}]
+
+
+def _has_flash() -> bool:
+    """Whether FlashAttention's kernels for FlexAttention (flash-attn-4, module flash_attn.cute) are installed."""
+    try:
+        return find_spec("flash_attn.cute") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _say_slow(options: str, reason: str) -> None:
+    logger.warning("FlexAttention's kernels %s failed, torch's own run instead: %s", options, reason)
 
 
 @functools.cache

@@ -47,11 +47,9 @@ class Pattern(ABC):
 
     Attributes:
         name: the name on the command line and in configs.
-        is_static: whether the grid alone decides; a dynamic pattern also looks at queries and keys.
     """
 
     name: ClassVar[str]
-    is_static: ClassVar[bool] = True
 
     @abstractmethod
     def order(self, grid: Grid) -> TokenOrder:

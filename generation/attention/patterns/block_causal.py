@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Axis, Grid, TokenOrder, check_triple, runs, token_order
+from kinema.generation.attention.grid import Axis, Grid, TokenOrder, check_number, check_triple, runs, token_order
 from kinema.generation.attention.layout import TokenMask
 from kinema.generation.attention.patterns.base import StaticPattern
 
@@ -34,11 +33,10 @@ class BlockCausal(StaticPattern):
 
     def __post_init__(self) -> None:
         check_triple("tile", self.tile)
-        if self.chunk < 1:
-            raise KinemaError(f"`chunk` (={self.chunk}) must be at least 1")
-        for name in ("window", "sink"):
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise KinemaError(f"`{name}` (={getattr(self, name)}) must be at least 0")
+        check_number("chunk", self.chunk, 1)
+        check_number("sink", self.sink, 0)
+        if self.window is not None:
+            check_number("window", self.window, 0)
 
     def order(self, grid: Grid) -> TokenOrder:
         height, width = (runs(n, min(length, n)) for n, length in zip(grid.sizes[1:], self.tile[1:], strict=True))

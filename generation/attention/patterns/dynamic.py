@@ -5,7 +5,6 @@ Shapes: b batch, h heads, n tokens, s slots, q tiles, d head width.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,8 +18,6 @@ from kinema.generation.attention.patterns.base import Pattern
 
 class DynamicPattern(Pattern):
     """A pattern that looks at queries and keys."""
-
-    is_static: ClassVar[bool] = False
 
     @abstractmethod
     def plan_slots(
@@ -85,12 +82,6 @@ def pick(scores: Float[Tensor, "b h q q"], number: int) -> Bool[Tensor, "b h q q
     """The table of the `number` key tiles of the highest scores in each row."""
     number = min(number, scores.shape[-1])
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(number, dim=-1).indices, True)
-
-
-def tiles_to_tokens(table: Bool[Tensor, "b h q q"], order: TokenOrder) -> Bool[Tensor, "b h n n"]:
-    """A table of tiles as one of tokens in raster order."""
-    tile = order.slots // order.tile_size
-    return table[:, :, tile][:, :, :, tile]
 
 
 def tile_sets(order: TokenOrder) -> Sequence[Tensor]:

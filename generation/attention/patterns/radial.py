@@ -1,13 +1,14 @@
 """Radial attention (arXiv 2506.19852): a band around a token's place that narrows with the distance in time."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Grid, TokenOrder, runs, token_order
+from kinema.generation.attention.grid import Grid, TokenOrder, check_number, runs, token_order
 from kinema.generation.attention.layout import TokenMask
 from kinema.generation.attention.patterns.base import StaticPattern, band_pairs
 
@@ -40,11 +41,10 @@ class Radial(StaticPattern):
     tile_size: int = 128
 
     def __post_init__(self) -> None:
-        if not self.decay > 0:
-            raise KinemaError(f"`decay` (={self.decay}) must be above 0")
+        if not 0 < self.decay < inf:
+            raise KinemaError(f"`decay` (={self.decay}) must be above 0, and finite")
         for name in ("min_width", "tile_size"):
-            if getattr(self, name) < 1:
-                raise KinemaError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+            check_number(name, getattr(self, name), 1)
 
     def order(self, grid: Grid) -> TokenOrder:
         frame = grid.h * grid.w

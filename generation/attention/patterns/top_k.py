@@ -4,6 +4,7 @@ Shapes: b batch, h heads, n tokens, q tiles, d head width.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Grid, TokenOrder, check_triple, tile_order
+from kinema.generation.attention.grid import Grid, TokenOrder, check_number, check_triple, tile_order
 from kinema.generation.attention.layout import BlockLayout, layout_from_tables
 from kinema.generation.attention.patterns.base import Density
 from kinema.generation.attention.patterns.dynamic import DynamicPattern, pick, tile_means, tile_sets
@@ -43,8 +44,8 @@ class TileTopK(DynamicPattern):
         check_triple("tile", self.tile)
         if (self.k is None) == (self.share is None):
             raise KinemaError(f"exactly one of `k` (={self.k}) and `share` (={self.share}) must be given")
-        if self.k is not None and self.k < 1:
-            raise KinemaError(f"`k` (={self.k}) must be at least 1")
+        if self.k is not None:
+            check_number("k", self.k, 1)
         if self.share is not None and not 0 < self.share <= 1:
             raise KinemaError(f"`share` (={self.share}) must lie above 0 and up to 1")
 
@@ -53,7 +54,8 @@ class TileTopK(DynamicPattern):
 
     def number(self, order: TokenOrder) -> int:
         """Tiles that each tile sees."""
-        wanted = self.k if self.k is not None else -int(-(self.share or 0) * order.num_tiles // 1)
+        # Less than what a product of floats is off by.
+        wanted = self.k if self.k is not None else ceil((self.share or 0) * order.num_tiles - 1e-9)
         return min(max(wanted, 1), order.num_tiles)
 
     def densities(self, grid: Grid) -> tuple[Density, ...]:
@@ -125,9 +127,9 @@ class SlidingTileTopK(DynamicPattern):
     window: tuple[int, ...] = (3, 3, 3)
 
     def __post_init__(self) -> None:
+        check_triple("window", self.window)  # one for all heads
         assert self.sliding
-        if self.k < 1:
-            raise KinemaError(f"`k` (={self.k}) must be at least 1")
+        check_number("k", self.k, 1)
         if not 0 <= self.balance <= 1:
             raise KinemaError(f"`balance` (={self.balance}) must lie in [0, 1]")
 

@@ -5,9 +5,10 @@ alternates windows in space and in space-time; Swin (arXiv 2103.14030) shifts ev
 (arXiv 2501.16612) alternates a grid of few cells in time with one in space.
 """
 
+import itertools
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -111,9 +112,7 @@ class ShiftedWindow(Partition):
 
     def __post_init__(self) -> None:
         check_triple("size", self.size)
-        if self.shift is not None and (
-            len(self.shift) != 3 or not all(0 <= s < n for s, n in zip(self.shift, self.size, strict=True))
-        ):
+        if self.shift is not None and not _is_shift(self.shift, self.size):
             raise KinemaError(f"`shift` (={self.shift}) must be three integers from 0 to below `size` (={self.size})")
 
     def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
@@ -132,7 +131,7 @@ class AlternatingGrid(Partition):
     The layers of a model alternate by a pattern for each layer; this is one of them.
 
     Args:
-        cells: cells along t, h and w.
+        cells: cells along t, h and w; as many as positions, where there are fewer.
 
     Raises:
         KinemaError: `cells` is not three integers of at least 1.
@@ -145,5 +144,16 @@ class AlternatingGrid(Partition):
         check_triple("cells", self.cells)
 
     def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
-        t, h, w = (runs(n, -(-n // min(number, n))) for n, number in zip(grid.sizes, self.cells, strict=True))
+        t, h, w = (_cells(n, min(number, n)) for n, number in zip(grid.sizes, self.cells, strict=True))
         return t, h, w
+
+
+def _is_shift(shift: Any, size: tuple[int, ...]) -> bool:
+    is_triple = isinstance(shift, tuple) and len(shift) == 3 and all(isinstance(x, int) for x in shift)
+    return is_triple and all(0 <= x < length for x, length in zip(shift, size, strict=True))
+
+
+def _cells(size: int, number: int) -> Axis:
+    """So many groups of neighbours, as equal as can be."""
+    borders = [i * size // number for i in range(number + 1)]
+    return tuple(tuple(range(a, b)) for a, b in itertools.pairwise(borders))

@@ -46,8 +46,9 @@ def apply_sparse_attention(
 
     The pipeline stays as it is. Text tokens see, and are seen by, all tokens. Where a step is dense for all blocks the
     stock attention runs. Denoising steps are counted by the timesteps of the calls: guidance repeats one, and where it
-    rises a new sampling begins (apply again to begin one at a lower timestep); in training mode there are none.
-    Applying twice replaces. Fuse projections, and add LoRA layers to the patch embedding, before.
+    rises a new sampling begins (to begin one at the same or a lower timestep apply again, or say `num_steps=1`); in
+    training mode there are none. Applying twice replaces. Fuse projections, and add LoRA layers to the patch embedding,
+    before.
 
     Args:
         transformer: of a class in `FAMILIES`; or several that share a schedule, counted together: Wan 2.2's
@@ -71,7 +72,7 @@ def apply_sparse_attention(
     check_backend(backend)
     for each in transformers:
         attentions = _family(each).attentions(each)
-        schedule.check(len(attentions), attentions[0].heads)
+        schedule.check(len(attentions), attentions[0].heads, num_steps)
         _check_not_split(each)
     remove_sparse_attention(transformers)
     counter = StepCounter()
@@ -194,7 +195,9 @@ class _Plugin:
         grid, num_leading = self.family.grid(transformer, arguments)
         step = None if transformer.training else self.counter.step(arguments["timestep"])
         num_layers = len(self.family.attentions(transformer))
-        if self.reduction is not None and self.num_samplings != self.counter.num_samplings:
+        # Samplings of one step, at the same timestep, look like one.
+        is_new = self.num_samplings != self.counter.num_samplings or self.num_steps == 1
+        if self.reduction is not None and is_new:
             self.num_samplings = self.counter.num_samplings
             self.reduction.reset()
         # diffusers' caches keep what blocks did in one step for others, which may have another order.

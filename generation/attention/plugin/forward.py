@@ -3,20 +3,16 @@
 Shapes: b batch, n tokens of the grid (s slots where they are arranged), e extra tokens, h heads, d head width.
 """
 
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinema.generation.attention.functional import sparse_attention
-from kinema.generation.attention.grid import Grid, TokenOrder
+from kinema.generation.attention.grid import Grid
 from kinema.generation.attention.patterns import Full, Pattern
 from kinema.generation.attention.reduction import TokenReduction
-
-_MOST_FILL = 1 / 32
-"""Empty slots over tokens up to which tokens are put in order once for all blocks. Beyond, what the blocks' linear
-layers do for empty slots costs more than it costs to put queries, keys, values and outputs in order at each block."""
+from kinema.generation.attention.schedule import common_order
 
 
 class ForwardPlan:
@@ -58,7 +54,7 @@ class ForwardPlan:
         self.backend = backend
         self.reduction = reduction
         self.is_reduced = is_reduced
-        self.order = _common_order(grid, patterns) if can_reorder else None
+        self.order = common_order(grid, patterns) if can_reorder else None
 
     def arrange(self, x: Tensor, dim: int, num_leading: int | None = None) -> Tensor:
         """Puts tokens along `dim` from raster order into the blocks'; leading ones (default: the plan's) stay."""
@@ -122,16 +118,6 @@ def _behind(reorder: Any, x: Tensor, dim: int, num_leading: int) -> Tensor:
         return reorder(x, dim)
     tokens = reorder(x.narrow(dim, num_leading, x.shape[dim] - num_leading), dim)
     return torch.cat((x.narrow(dim, 0, num_leading), tokens), dim)
-
-
-def _common_order(grid: Grid, patterns: tuple[Pattern, ...]) -> TokenOrder | None:
-    """The order that most blocks want; the others put their tokens in order themselves. None: raster order."""
-    orders = Counter(pattern.order(grid) for pattern in patterns if not isinstance(pattern, Full))
-    if not orders:
-        return None
-    order = orders.most_common(1)[0][0]
-    is_filled_up = order.num_slots > grid.num_tokens * (1 + _MOST_FILL)
-    return None if order.is_raster or is_filled_up else order
 
 
 class StepCounter:

@@ -188,10 +188,10 @@ def test_flex_is_the_reference(pattern: Pattern, extra: int):
     arguments: Any = dict(num_extra_tokens=extra, backend="flex", extra_mask=there)
     try:
         out = sparse_attention(*given, pattern=pattern, grid=grid, **arguments)
-    except BackendFailed:
+    except BackendFailed as error:
         if device == "cuda":
             raise
-        return
+        pytest.skip(str(error))
     # TF32 products on CUDA.
     assert (out.cpu() - expected).abs().max() <= (1e-3 if device == "cuda" else 1e-5)
 
@@ -259,8 +259,7 @@ def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixtu
             caplog.clear()
             sparse_attention(*tensors, pattern=pattern, grid=grid)
             sparse_attention(*tensors, pattern=pattern, grid=grid)
-            assert len(caplog.records) <= 1
-            assert all(f"attention backend {name} on cpu" in record.getMessage() for record in caplog.records)
+            assert [f"attention backend {name} on cpu" in record.getMessage() for record in caplog.records] == [True]
         caplog.clear()
         sparse_attention(*tensors, pattern=SlidingTile((1, 2, 3), (1, 3, 1)), grid=grid)
     assert "attention backend gather on cpu, torch.float32, tiles of 6 tokens" in caplog.text
@@ -284,6 +283,8 @@ def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixtu
         ({"grid": Grid(2, 4, 4)}, r"must be \(b, heads, 32 tokens, d\)"),
         ({"key": torch.zeros(2, 2, 24, 8)}, r"`key` \(of shape \(2, 2, 24, 8\)\) must fit `query`"),
         ({"key": torch.zeros(2, 3, 24, 4)}, r"`key` .* must fit `query`"),
+        ({"value": torch.zeros(2, 3, 24, 16)}, r"`value` \(of shape \(2, 3, 24, 16\)\) must fit `query`"),
+        ({"extra_mask": torch.ones(2, 0)}, r"`extra_mask` \(of torch.float32\) must be of torch.bool"),
         (
             {"value": torch.zeros(2, 3, 24, 8, dtype=torch.float64)},
             r"`value` \(=torch.float64 on cpu\) must be torch.float32",
@@ -306,7 +307,7 @@ def test_mistakes_are_named_before_any_work(change: dict, message: str, monkeypa
         sparse_attention(**(arguments | change))
 
 
-def by_block_mask(query: Tensor, key: Tensor, value: Tensor, block_mask: Any) -> Tensor:
+def by_block_mask(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **_: Any) -> Tensor:
     """What a kernel of FlexAttention should do: full tiles whole, partial ones under the mask function."""
     sizes = (*query.shape[:2], query.shape[2], key.shape[2])
     seen = block_mask.mask_mod(*torch.meshgrid(*map(torch.arange, sizes), indexing="ij"))
@@ -352,7 +353,7 @@ def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]
     def change(error: float) -> list[int]:
         calls: list[int] = []
 
-        def kernel(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask) -> Tensor:
+        def kernel(query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, **_: Any) -> Tensor:
             calls.append(query.shape[2])
             return by_block_mask(query, key, value, block_mask) + error
 
@@ -398,9 +399,31 @@ def test_flex_on_a_cpu_has_no_backward_pass(compiled_to: Callable[[float], list[
     message = r"`backend` \(=flex\) cannot run this: its CPU kernels have no backward pass; auto would use gather"
     with pytest.raises(KinemaError, match=message):
         sparse_attention(*tensors, grid=grid, **FLEX)
+    with pytest.raises(BackendFailed, match="no backward pass"):
+        sparse_attention(tensors[0].detach(), *tensors[1:], grid=grid, **FLEX)
+    assert not calls
     with torch.no_grad():
         sparse_attention(*tensors, grid=grid, **FLEX)
     assert len(calls) == 1
+
+
+def test_faster_kernels_that_fail_are_left(compiled_to: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch):
+    compiled_to(0.0)
+    plain, tried = flex._compiled(), []
+
+    def kernel(*tensors: Tensor, kernel_options: dict[str, Any], **arguments: Any) -> Tensor:
+        tried.append(kernel_options)
+        if kernel_options:
+            raise RuntimeError("not for this device")
+        return plain(*tensors, **arguments)
+
+    monkeypatch.setattr(flex, "_compiled", lambda: kernel)
+    monkeypatch.setattr(flex, "kernel_options", lambda _: [{"BACKEND": "FLASH"}, {}])
+    grid = Grid(4, 16, 24)
+    tensors = inputs(grid)
+    out = sparse_attention(*tensors, grid=grid, **FLEX)
+    assert (out - reference(tensors, FLEX["pattern"], grid, 0)).abs().max() <= 1e-5
+    assert tried == [{"BACKEND": "FLASH"}, {}]
 
 
 def test_flex_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch):

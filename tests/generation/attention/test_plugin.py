@@ -16,8 +16,8 @@ from kinema.generation.attention import (
     TileTopK,
     Window,
     apply_sparse_attention,
+    schedule,
 )
-from kinema.generation.attention.plugin import forward as plugin_forward
 from kinema.generation.attention.plugin.ltx import grid_of_coordinates
 from plugging import CASES, FIRST, PATTERNS, RAGGED, TILED, Case, assert_near, masked, plans
 
@@ -35,7 +35,7 @@ def family(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(autouse=True)
 def _fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged tiles stay in order through the blocks, however many slots are empty."""
-    monkeypatch.setattr(plugin_forward, "_MOST_FILL", 100.0)
+    monkeypatch.setattr(schedule, "_MOST_FILL", 100.0)
 
 
 @torch.no_grad()

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kinema.errors import KinemaError
 from kinema.generation.attention import TokenReduction, apply_sparse_attention, remove_sparse_attention
+from kinema.generation.attention.plugin import FAMILIES
 from plugging import CASES, FIRST, GRID, Case, assert_near, has_leading, replaced
 
 
@@ -55,7 +57,7 @@ def test_nothing_merged_is_the_stock_transformer(family: Case) -> None:
 @torch.no_grad()
 def test_dense_steps_and_layers_are_not_reduced(family: Case) -> None:
     model = family.make()
-    num_layers = len([name for name in model.attn_processors if "refiner" not in name])
+    num_layers = len(FAMILIES[type(model).__name__].attentions(model))
     stock = [family.run(model, timestep=torch.full((2,), t)) for t in (900, 700)]
     apply_sparse_attention(model, TokenReduction(), dense_steps=1)
     assert_near(family.run(model, timestep=torch.full((2,), 900)), stock[0])
@@ -88,3 +90,19 @@ def test_matchings_are_kept_for_some_steps_of_a_sampling(family: Case, monkeypat
         per_step.append(all(made))
     assert per_step == [True, False, False, True, True, True, False]
     assert not reduction._cache, "what the user holds is not written to"
+
+
+@torch.no_grad()
+def test_samplings_of_one_step_begin_anew(family: Case) -> None:
+    model = family.make()
+    apply_sparse_attention(model, TokenReduction(), num_steps=1)
+    changed = {name: x.roll(1, 0) if name == "hidden_states" else x for name, x in family.inputs(2).items()}
+    expected = family.run(model, **changed)
+    apply_sparse_attention(model, TokenReduction(), num_steps=1)
+    family.run(model)
+    assert torch.equal(family.run(model, **changed), expected)
+
+
+def test_rates_leave_the_tokens_of_the_stride() -> None:
+    with pytest.raises(KinemaError, match=r"`key_rate` \(=0.5\) must be at most 0.000: `stride` \(=\(1, 1, 1\)\)"):
+        TokenReduction(0.0, 0.5, stride=(1, 1, 1))

@@ -22,7 +22,7 @@ from kinema.generation.attention import (
     parse_patterns,
     pattern_text,
 )
-from kinema.generation.attention.schedule import as_schedule
+from kinema.generation.attention.schedule import as_schedule, common_order
 from kinema.generation.attention.text import parse_grid
 
 GRID = Grid(4, 8, 8)
@@ -145,3 +145,22 @@ def test_grids_as_text():
     for text in ("21x45", "axbxc", "0x1x1"):
         with pytest.raises(KinemaError, match=r"`grid"):
             parse_grid(text)
+
+
+def test_the_common_order_is_that_of_most_blocks():
+    tiles = SlidingTile((2, 4, 4), (1, 1, 1))
+    assert common_order(GRID, (Full(), tiles, Temporal(), tiles)) is tiles.order(GRID)
+    assert common_order(GRID, (tiles, Temporal(), Temporal())) is Temporal().order(GRID)
+    assert common_order(GRID, (tiles, Spatial(), Spatial())) is None, "spatial order is raster order"
+    assert common_order(GRID, (Full(), Full())) is None
+    ragged = SlidingTile((4, 8, 8), (1, 1, 1))
+    assert common_order(Grid(5, 9, 9), (ragged,)) is None, "five slots for each token"
+    assert common_order(Grid(4, 64, 65), (SlidingTile((2, 8, 13), (1, 1, 1)),)) is not None
+
+
+def test_dense_steps_and_layers_are_those_of_the_model():
+    with pytest.raises(KinemaError, match=r"`dense_layers` \(=9\) must be at most 8"):
+        PatternSchedule((Spatial(),), dense_layers=9).check(8, 2)
+    with pytest.raises(KinemaError, match=r"`dense_steps` \(=\(3, 3\)\) must be at most `num_steps` \(=4\)"):
+        PatternSchedule((Spatial(),), dense_steps=(3, 3)).check(8, 2, 4)
+    PatternSchedule((Spatial(),), dense_steps=(2, 2), dense_layers=8).check(8, 2, 4)
