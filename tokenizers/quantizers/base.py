@@ -38,8 +38,9 @@ class Bottleneck(nn.Module, ABC):
     Attributes:
         latent_channels: channels of the latents.
         in_channels: channels that the encoder must give; the first `latent_channels` of them locate the latent.
-        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, where the
-            latents are not that input; None: latents of standard deviation 1, passed on as they are.
+        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, and a sign that
+            the decoder's linear start must be fitted to the codes, which differ from that input. None: an input of
+            standard deviation 1 that the latents equal ("kl"), or whose codes are still to be found in it ("vq").
     """
 
     latent_channels: int

@@ -27,6 +27,9 @@ _CHUNK = 16384  # positions whose tables of a group's codes exist at once
 class BinaryBottleneck(DiscreteBottleneck):
     """Codes of signs: channel d of a code is ±`scale`, bit d of the index is set where it is positive."""
 
+    start_std = 1.0
+    """Signs do not depend on it; the commitment to ±1 and the temperatures of the entropies mean this size."""
+
     _basis: Tensor
 
     def __init__(self, num_bits: int, scale: float = 1.0, group_bits: int = 9):
