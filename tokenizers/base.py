@@ -229,9 +229,10 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             Latents as of `encode`; the last latent step is padded like that of a whole clip.
 
         Raises:
-            KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
+            KinemaError: A chunk is not a video, or not of the stream's batch and size; the cache's stream has ended.
         """
-        for hidden in self._hidden_pieces(checked_chunks(chunks), open_stream(cache)):
+        cache = open_stream(cache)
+        for hidden in self._hidden_pieces(checked_chunks(chunks, cache), cache):
             yield self.quantizer(hidden).mode
 
     def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
@@ -266,8 +267,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             ``(b, 3, t, h, w)``, about [-1, 1] (not clamped); all that the latent steps hold that have come.
 
         Raises:
-            KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last latent cell, or the
-                cache's stream has ended.
+            KinemaError: A chunk is not of this tokenizer, or not of the stream's batch and size; the wanted size does
+                not end in the last latent cell; there is no chunk, and frames are wanted; the cache's stream has ended.
         """
         may_go_on = cache is not None
         cache = open_stream(cache)
@@ -276,6 +277,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             for video in self._decoded_pieces(chunk, height, width, cache):
                 yield cache.crop(video, num_frames, self._temporal_ratio)
         if num_frames is not None and not (cache.closed or may_go_on):
+            if cache.first:
+                raise KinemaError(f"`latents` (=no chunk) must hold latents of `num_frames` (={num_frames}) frames")
             least, most = max(cache.num_frames - self._temporal_ratio, 0) + 1, cache.num_frames
             raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{most}, the last latent step")
 
@@ -283,6 +286,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
         """Video of the next latents of a stream, all frames of their steps."""
+        cache.keep_size("latents", (latents.shape[0], *latents.shape[3:]))
         _, h, w = wanted_size(latents.shape[2:], 1, self._spatial_ratio, height=height, width=width)
         for part in latents.split(self._piece_steps(*latents.shape[3:]), dim=2):
             yield self._pass(self.decoder, part, cache)[..., :h, :w]

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.streaming import StreamCache
 
 RANGE_TOLERANCE = 1e-3
 """Pixels may leave [-1, 1] by this much: rounding, and the overshoot of half precision."""
@@ -38,21 +39,16 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
         raise KinemaError(f"`{argument}` (in [{low:g}, {high:g}]) must lie in [-1, 1]")
 
 
-def checked_chunks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Chunks of a video, each checked when it is taken; batch and size are those of the first; frames may be none.
+def checked_chunks(chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
+    """Chunks of a stream's video, each checked when it is taken; frames may be none.
 
     Raises:
-        KinemaError: See `check_video`, or a chunk has another size.
+        KinemaError: See `check_video`, or a chunk has another batch or size than the stream's first.
     """
-    size: torch.Size | None = None
     for chunk in chunks:
         check_video(chunk, argument="chunk", least_frames=0)
-        if size is None:
-            size = chunk.shape
-        if (chunk.shape[0], *chunk.shape[3:]) != (size[0], *size[3:]):
-            raise KinemaError(
-                f"`chunk` (of shape {tuple(chunk.shape)}) must have batch, height and width of the first, {tuple(size)}"
-            )
+        batch, _, _, height, width = chunk.shape
+        cache.keep_size("chunk", (batch, height, width))
         yield chunk
 
 

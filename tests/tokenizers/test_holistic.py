@@ -147,6 +147,22 @@ def test_two_streams_at_once_do_not_disturb_each_other(tiny: HolisticVideoTokeni
 
 
 @torch.no_grad()
+def test_a_stream_keeps_its_size(tiny: HolisticVideoTokenizer):
+    """Windows are tokenised by themselves, and would take any."""
+    for other in (video(5, batch=2), video(5, 16, 30), video(5, 40, 16)):
+        with pytest.raises(KinemaError, match=r"`chunk` \(of batch .*\) must have those of the stream so far"):
+            list(tiny.encode_stream([video(5), other]))
+    with pytest.raises(KinemaError, match=r"`latents` \(of batch 2 and size 16x16\) must have .* batch 1"):
+        list(tiny.decode_stream([noise(1, 4, 1, 1, 6), noise(2, 4, 1, 1, 6)]))
+    cache = StreamCache()
+    list(tiny.decode_stream([noise(1, 4, 4, 1, 6)], height=32, width=32, cache=cache))
+    with pytest.raises(KinemaError, match=r"`latents` \(of batch 1 and size 16x64\) must have .* size 32x32"):
+        list(tiny.decode_stream([noise(1, 4, 4, 1, 6)], height=16, width=64, cache=cache))
+    # The number of tokens is no size: still parts of a clip may take fewer.
+    assert [v.shape[2] for v in tiny.decode_stream([noise(1, 4, 1, 1, 6), noise(1, 4, 1, 1, 2)])] == [5, 5]
+
+
+@torch.no_grad()
 def test_a_stream_goes_on_with_its_cache_and_ends_in_its_last_window(tiny: HolisticVideoTokenizer):
     clip, encoding, decoding = video(12), StreamCache(), StreamCache()
     parts: list[Tensor] = []

@@ -198,6 +198,8 @@ class HolisticVideoTokenizer(LatentTokenizer):
     def _decoded_pieces(
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
+        # Chunks may have different numbers of tokens, but windows side by side must be those of one frame.
+        cache.keep_size("latents", (len(latents), height or self._spatial_ratio, width or self._spatial_ratio))
         cache.first = False
         yield self._decoded(latents, None, height, width)
 
