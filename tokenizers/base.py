@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.checks import check_latents, check_video, check_weights, checked_chunks, wanted_size
+from kinema.tokenizers.checks import (
+    check_config_keys,
+    check_latents,
+    check_video,
+    check_weights,
+    checked_chunks,
+    wanted_size,
+)
 from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_ends
 from kinema.tokenizers.quantizers import Bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
@@ -77,7 +84,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """A saved tokenizer, from a folder or a hub.
 
         Raises:
-            KinemaError: The folder's weights are not those of its config, or it holds a tokenizer of another class.
+            KinemaError: The folder's weights are not those of its config, it holds a tokenizer of another class, or the
+                config has a key that is no argument of this one.
         """
         folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
@@ -85,6 +93,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             name = config.get("_class_name")
             if name != cls.__name__:
                 raise KinemaError(f"`{folder}` (of class {name}) must hold a {cls.__name__}")
+            check_config_keys(config, cls.__init__, folder)
         try:
             model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except KinemaError:
@@ -194,8 +203,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """Latents of code indices ``(b, t', h', w')``.
 
         Raises:
-            TypeError: The bottleneck is continuous.
-            KinemaError: An index lies outside the codebook.
+            KinemaError: The bottleneck is continuous, an index lies outside the codebook, or they are no integers.
         """
         return self.quantizer.indices_to_latents(indices)
 

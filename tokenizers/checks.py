@@ -1,6 +1,7 @@
 """Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -94,6 +95,23 @@ def wanted_size(
                 f"`{name}` (={wanted[name]}) must lie in {least}..{whole[name]} for latents of shape {(tl, hl, wl)}"
             )
     return wanted["num_frames"], wanted["height"], wanted["width"]
+
+
+def check_config_keys(config: Iterable[str], init: Callable[..., None], folder: Path) -> None:
+    """Checks that a saved config has only keys that a constructor takes, or diffusers' own, which have an underscore.
+
+    diffusers only logs others, so that a misspelt argument would silently have its default.
+
+    Raises:
+        KinemaError: There is another key.
+    """
+    known = set(signature(init).parameters) - {"self"}
+    unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+    if unknown:
+        raise KinemaError(
+            f"the config in `{folder}` (with {', '.join(map(repr, unknown))}) must have no other keys than "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def check_weights(model: nn.Module, folder: Path) -> None:

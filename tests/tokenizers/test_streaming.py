@@ -354,6 +354,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     config.write_text(config.read_text().replace('"CausalVideoTokenizer"', '"AutoencoderKLWan"'))
     with pytest.raises(KinemaError, match=r"of class AutoencoderKLWan\) must hold a CausalVideoTokenizer"):
         CausalVideoTokenizer.from_pretrained(tmp_path)
+    CausalVideoTokenizer(**TINY).save_config(tmp_path)
+    saved = config.read_text()
+    config.write_text(saved.replace('"decoder_blocks"', '"decoder_block"'))
+    with pytest.raises(KinemaError, match=r"\(with 'decoder_block'\) must have no other keys than .*decoder_blocks"):
+        CausalVideoTokenizer.from_pretrained(tmp_path)
+    config.write_text(saved.replace("{", '{"_name_or_path": "elsewhere",', 1))
+    assert CausalVideoTokenizer.from_pretrained(tmp_path).latent_channels == 4
     CausalVideoTokenizer(**{**TINY, "decoder_blocks": (1, 2, 1)}).save_config(tmp_path)
     with pytest.raises(KinemaError, match="do not fit their config: 16 missing and 8 unknown"):
         CausalVideoTokenizer.from_pretrained(tmp_path)

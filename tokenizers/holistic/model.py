@@ -110,8 +110,8 @@ class HolisticVideoTokenizer(LatentTokenizer):
 
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
-        """Sets the linear path of encoder and decoder to the transform code of these clips, whatever the bottleneck makes
-        of it (see `linear.fit`).
+        """Sets the linear path of encoder and decoder to the transform code of these clips, as the bottleneck passes it
+        on (see `linear.fit`).
 
         Raises:
             KinemaError: There is no clip.

@@ -82,7 +82,7 @@ class BinaryBottleneck(DiscreteBottleneck):
     def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
         return ((latents >= 0) * self._basis.view(1, -1, 1, 1, 1)).sum(dim=1)
 
-    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
         self._check_indices(indices)
         bits = indices.unsqueeze(1) // self._basis.view(1, -1, 1, 1, 1) % 2
         return (bits * 2 - 1).float() * self.scale
