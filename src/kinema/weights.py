@@ -6,7 +6,7 @@ from pathlib import Path
 from kinema.errors import KinemaError
 
 EMBEDDED = ("kl-4x8x8-c16", "fsq-4x8x8-32768", "toybox")
-"""General tokenizers, continuous and discrete, and a small text- and image-to-video pipeline with a tokenizer of its own."""
+"""General tokenizers, continuous and discrete, and a small pipeline (text or image to video) with its own tokenizer."""
 
 _ROOT = Path(__file__).parent / "weights"
 
