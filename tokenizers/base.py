@@ -294,9 +294,10 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
         """Video of the next latents of a stream, all frames of their steps."""
-        cache.keep_size("latents", (latents.shape[0], *latents.shape[3:]))
+        batch, _, _, rows, columns = latents.shape
+        cache.keep_size("latents", (batch, rows, columns))
         _, h, w = wanted_size(latents.shape[2:], 1, self._spatial_ratio, height=height, width=width)
-        for part in latents.split(self._piece_steps(*latents.shape[3:]), dim=2):
+        for part in latents.split(self._piece_steps(rows, columns), dim=2):
             yield self._pass(self.decoder, part, cache)[..., :h, :w]
 
     def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:
