@@ -30,7 +30,8 @@ SHIPPED = ("kl-4x8x8-c16", "fsq-4x8x8-32768")
 
 def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
     """An untrained tokenizer of the same layout: its linear path alone, set to the KLT of the clips."""
-    layout = {name: tokenizer.config[name] for name in ("bottleneck", "latent_channels", "fsq_levels", "ratios")}
+    names = ("bottleneck", "latent_channels", "fsq_levels", "codebook_size", "ratios")
+    layout = {name: tokenizer.config[name] for name in names}
     stages = len(layout["ratios"]) + 1
     widths, blocks = (8,) * stages, (0,) * stages
     code = CausalVideoTokenizer(

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kinema.tokenizers.published.loading import load_tokenizer
-from kinema.tokenizers.streaming import StreamCache, whole_steps
+from kinema.tokenizers.streaming import StreamCache
 
+SHIPPED = ["kl-4x8x8-c16", "fsq-4x8x8-32768", "toybox/vae"]
 PROCESS = Path("/proc/self")
 # glibc gives freed tensors back at once, so that the peak is what was in use and not what its heap had fallen apart to.
 EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -71,15 +72,11 @@ def measure(tokenizer_name: str, num_frames: int, size: int, chunk: int) -> dict
 def differences(tokenizer_name: str, num_frames: int, size: int, chunk: int) -> dict[str, float]:
     """Largest difference of the stream to one pass over the whole clip, as parts of the largest value."""
     tokenizer: Any = load_tokenizer(tokenizer_name, "cpu")
-    ct = tokenizer.temporal_compression_ratio
     clip = torch.cat(list(moving_frames(num_frames, size, chunk)), dim=2)
     whole = tokenizer.encoder(clip)
-    cache, parts = StreamCache(), []
-    for piece in whole_steps(clip.split(chunk, dim=2), ct, 17 * 512 * 512):
-        parts.append(tokenizer.encoder(piece, cache))
-        cache.first = False
-    encoded = float((torch.cat(parts, dim=2) - whole).abs().max() / whole.abs().max())
-    del whole, parts, cache
+    streamed = torch.cat(list(tokenizer._hidden_pieces(clip.split(chunk, dim=2), StreamCache())), dim=2)
+    encoded = float((streamed - whole).abs().max() / whole.abs().max())
+    del whole, streamed
     latents = torch.cat(list(tokenizer.encode_stream(clip.split(chunk, dim=2))), dim=2)
     whole = tokenizer.decoder(latents)
     largest, start = 0.0, 0
@@ -92,7 +89,7 @@ def differences(tokenizer_name: str, num_frames: int, size: int, chunk: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", nargs="*", default=["kl-4x8x8-c16"], help="embedded names or folders")
+    parser.add_argument("--tokenizer", nargs="*", default=SHIPPED, help="embedded names or folders")
     parser.add_argument("--frames", type=int, nargs="*", default=[33, 1025], help="clips of ct·k + 1 frames")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=16, help="frames that the generator gives at a time")

@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.checks import check_latents, check_video, check_weights, checked_chunks, wanted_size
+from kinema.tokenizers.checks import (
+    check_config_keys,
+    check_latents,
+    check_video,
+    check_weights,
+    checked_chunks,
+    wanted_size,
+)
 from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_ends
 from kinema.tokenizers.quantizers import Bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
@@ -77,7 +84,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """A saved tokenizer, from a folder or a hub.
 
         Raises:
-            KinemaError: The folder's weights are not those of its config, or it holds a tokenizer of another class.
+            KinemaError: The folder's weights are not those of its config, it holds a tokenizer of another class, or the
+                config has a key that is no argument of this one.
         """
         folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
@@ -85,6 +93,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             name = config.get("_class_name")
             if name != cls.__name__:
                 raise KinemaError(f"`{folder}` (of class {name}) must hold a {cls.__name__}")
+            check_config_keys(config, cls.__init__, folder)
         try:
             model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except KinemaError:
@@ -194,8 +203,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         """Latents of code indices ``(b, t', h', w')``.
 
         Raises:
-            TypeError: The bottleneck is continuous.
-            KinemaError: An index lies outside the codebook.
+            KinemaError: The bottleneck is continuous, an index lies outside the codebook, or they are no integers.
         """
         return self.quantizer.indices_to_latents(indices)
 
@@ -229,9 +237,10 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             Latents as of `encode`; the last latent step is padded like that of a whole clip.
 
         Raises:
-            KinemaError: A chunk is not a video, or not of the size of the first; the cache's stream has ended.
+            KinemaError: A chunk is not a video, or not of the stream's batch and size; the cache's stream has ended.
         """
-        for hidden in self._hidden_pieces(checked_chunks(chunks), open_stream(cache)):
+        cache = open_stream(cache)
+        for hidden in self._hidden_pieces(checked_chunks(chunks, cache), cache):
             yield self.quantizer(hidden).mode
 
     def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
@@ -266,8 +275,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             ``(b, 3, t, h, w)``, about [-1, 1] (not clamped); all that the latent steps hold that have come.
 
         Raises:
-            KinemaError: A chunk is not of this tokenizer, the wanted size does not end in the last latent cell, or the
-                cache's stream has ended.
+            KinemaError: A chunk is not of this tokenizer, or not of the stream's batch and size; the wanted size does
+                not end in the last latent cell; there is no chunk, and frames are wanted; the cache's stream has ended.
         """
         may_go_on = cache is not None
         cache = open_stream(cache)
@@ -276,6 +285,8 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             for video in self._decoded_pieces(chunk, height, width, cache):
                 yield cache.crop(video, num_frames, self._temporal_ratio)
         if num_frames is not None and not (cache.closed or may_go_on):
+            if cache.first:
+                raise KinemaError(f"`latents` (=no chunk) must hold latents of `num_frames` (={num_frames}) frames")
             least, most = max(cache.num_frames - self._temporal_ratio, 0) + 1, cache.num_frames
             raise KinemaError(f"`num_frames` (={num_frames}) must lie in {least}..{most}, the last latent step")
 
@@ -283,8 +294,10 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
         """Video of the next latents of a stream, all frames of their steps."""
+        batch, _, _, rows, columns = latents.shape
+        cache.keep_size("latents", (batch, rows, columns))
         _, h, w = wanted_size(latents.shape[2:], 1, self._spatial_ratio, height=height, width=width)
-        for part in latents.split(self._piece_steps(*latents.shape[3:]), dim=2):
+        for part in latents.split(self._piece_steps(rows, columns), dim=2):
             yield self._pass(self.decoder, part, cache)[..., :h, :w]
 
     def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:

@@ -1,6 +1,7 @@
 """Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.streaming import StreamCache
 
 RANGE_TOLERANCE = 1e-3
 """Pixels may leave [-1, 1] by this much: rounding, and the overshoot of half precision."""
@@ -38,21 +40,16 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
         raise KinemaError(f"`{argument}` (in [{low:g}, {high:g}]) must lie in [-1, 1]")
 
 
-def checked_chunks(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Chunks of a video, each checked when it is taken; batch and size are those of the first; frames may be none.
+def checked_chunks(chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
+    """Chunks of a stream's video, each checked when it is taken; frames may be none.
 
     Raises:
-        KinemaError: See `check_video`, or a chunk has another size.
+        KinemaError: See `check_video`, or a chunk has another batch or size than the stream's first.
     """
-    size: torch.Size | None = None
     for chunk in chunks:
         check_video(chunk, argument="chunk", least_frames=0)
-        if size is None:
-            size = chunk.shape
-        if (chunk.shape[0], *chunk.shape[3:]) != (size[0], *size[3:]):
-            raise KinemaError(
-                f"`chunk` (of shape {tuple(chunk.shape)}) must have batch, height and width of the first, {tuple(size)}"
-            )
+        batch, _, _, height, width = chunk.shape
+        cache.keep_size("chunk", (batch, height, width))
         yield chunk
 
 
@@ -98,6 +95,23 @@ def wanted_size(
                 f"`{name}` (={wanted[name]}) must lie in {least}..{whole[name]} for latents of shape {(tl, hl, wl)}"
             )
     return wanted["num_frames"], wanted["height"], wanted["width"]
+
+
+def check_config_keys(config: Iterable[str], init: Callable[..., None], folder: Path) -> None:
+    """Checks that a saved config has only keys that a constructor takes, or diffusers' own, which have an underscore.
+
+    diffusers only logs others, so that a misspelt argument would silently have its default.
+
+    Raises:
+        KinemaError: There is another key.
+    """
+    known = set(signature(init).parameters) - {"self"}
+    unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+    if unknown:
+        raise KinemaError(
+            f"the config in `{folder}` (with {', '.join(map(repr, unknown))}) must have no other keys than "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def check_weights(model: nn.Module, folder: Path) -> None:

@@ -25,6 +25,7 @@ class StreamCache:
         closed: Whether the stream has ended: nothing may follow a last latent step that is not whole, or that `crop`
             was told is the last.
         num_frames: Frames that were decoded so far, before `crop`.
+        size: Clips, height and width of what came so far, see `keep_size`; None: nothing has.
         state: What a layer keeps, by layer; sizes do not depend on how much has passed.
         tiles: Caches of the parts of a tiled frame, by position.
     """
@@ -33,12 +34,30 @@ class StreamCache:
         self.first = True
         self.closed = False
         self.num_frames = 0
+        self.size: tuple[int, int, int] | None = None
         self.state: dict[nn.Module, Any] = {}
         self.tiles: dict[tuple[int, int], StreamCache] = {}
 
     def tile(self, position: tuple[int, int]) -> "StreamCache":
         """The cache of the part of the frame at this position."""
         return self.tiles.setdefault(position, StreamCache())
+
+    def keep_size(self, argument: str, size: tuple[int, int, int]) -> None:
+        """Keeps clips, height and width of the stream at its first piece, and compares those of later ones.
+
+        Layers alone would not notice: sizes may be padded to the same cells, and tiles and windows see parts.
+
+        Raises:
+            KinemaError: They are others than those before.
+        """
+        if self.size is None:
+            self.size = size
+        if size != self.size:
+            (b, h, w), (b0, h0, w0) = size, self.size
+            raise KinemaError(
+                f"`{argument}` (of batch {b} and size {h}x{w}) must have those of the stream so far: batch {b0} and "
+                f"size {h0}x{w0}"
+            )
 
     def crop(self, video: Float[Tensor, "b c t h w"], num_frames: int | None, ct: int) -> Float[Tensor, "b c u h w"]:
         """The next decoded frames of the stream, up to its last one.

@@ -8,7 +8,9 @@ from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingCon
 
 Config = TypeVar("Config")
 
-# What the embedded models were trained with, but for their time limits; Muon likes this rate.
+# The first stage of the embedded kl-4x8x8-c16, but for its time limit; Muon likes this rate. The embedded FSQ tokenizer
+# took that one's networks over (no linear start, 30 steps of warm-up), and second stages train decoders at 3e-4: their
+# settings lie with the weights.
 _TOKENIZER: dict[str, Any] = dict(
     init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
 )

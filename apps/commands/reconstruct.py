@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="a folder of kinema's or diffusers', a VidTok checkpoint or a hub id; else the embedded general one",
+        help="an embedded one (kl-4x8x8-c16, fsq-4x8x8-32768, toybox/vae), a folder of kinema's or diffusers', a "
+        "VidTok checkpoint or a hub id; else kl-4x8x8-c16",
     )
     parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that came back")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")

@@ -147,6 +147,22 @@ def test_two_streams_at_once_do_not_disturb_each_other(tiny: HolisticVideoTokeni
 
 
 @torch.no_grad()
+def test_a_stream_keeps_its_size(tiny: HolisticVideoTokenizer):
+    """Windows are tokenised by themselves, and would take any."""
+    for other in (video(5, batch=2), video(5, 16, 30), video(5, 40, 16)):
+        with pytest.raises(KinemaError, match=r"`chunk` \(of batch .*\) must have those of the stream so far"):
+            list(tiny.encode_stream([video(5), other]))
+    with pytest.raises(KinemaError, match=r"`latents` \(of batch 2 and size 16x16\) must have .* batch 1"):
+        list(tiny.decode_stream([noise(1, 4, 1, 1, 6), noise(2, 4, 1, 1, 6)]))
+    cache = StreamCache()
+    list(tiny.decode_stream([noise(1, 4, 4, 1, 6)], height=32, width=32, cache=cache))
+    with pytest.raises(KinemaError, match=r"`latents` \(of batch 1 and size 16x64\) must have .* size 32x32"):
+        list(tiny.decode_stream([noise(1, 4, 4, 1, 6)], height=16, width=64, cache=cache))
+    # The number of tokens is no size: still parts of a clip may take fewer.
+    assert [v.shape[2] for v in tiny.decode_stream([noise(1, 4, 1, 1, 6), noise(1, 4, 1, 1, 2)])] == [5, 5]
+
+
+@torch.no_grad()
 def test_a_stream_goes_on_with_its_cache_and_ends_in_its_last_window(tiny: HolisticVideoTokenizer):
     clip, encoding, decoding = video(12), StreamCache(), StreamCache()
     parts: list[Tensor] = []
@@ -270,6 +286,36 @@ def test_untrained_with_linear_start_is_a_transform_code_in_the_order_of_energy(
     model.freeze_linear()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {f"{c}.linear_path.transform.{k}" for c in ("encoder", "decoder") for k in ("weight", "bias")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "quantiser", [{"fsq_levels": (8, 8, 8, 8)}, {"codebook_size": 2**4, "bottleneck": "bsq"}], ids=["fsq", "bsq"]
+)
+def test_the_linear_start_of_a_quantiser_expects_its_codes(quantiser: dict[str, object]):
+    """The gain of every coefficient is that of least squares, and the codes say as much as they can."""
+    model = HolisticVideoTokenizer(**{**TINY, "bottleneck": "fsq", "latent_channels": None, **quantiser})
+    clips = torch.nn.functional.avg_pool3d(noise(40, 3, 5, 16, 16), (3, 5, 5), stride=1, padding=(1, 2, 2)) * 2
+    model.init_linear([clips[:20], clips[20:]])
+    encoder, decoder = model.encoder.linear_path, model.decoder.linear_path
+    hidden = encoder(to_blocks(clips, model.encoder.block_ratio, first=True)).unflatten(1, (6, 4)).movedim(2, 1)
+    codes, kept = model.quantizer(hidden[:, :, :, None, None]).mode.flatten(2), hidden * encoder.scale.view(6, 4).T
+    gains = (kept * codes).sum(0) / codes.square().sum(0)
+    assert torch.allclose(decoder.scale.view(6, 4).T, gains, rtol=1e-4)
+
+    def error() -> float:
+        return float((model.reconstruct(clips) - clips).square().mean())
+
+    fitted, errors = error(), []
+    for scale in (0.8 * decoder.scale, 1.25 * decoder.scale, encoder.scale.clone()):
+        decoder.scale.copy_(scale)
+        errors.append(error())
+    assert fitted < min(errors)
+    whitened = HolisticVideoTokenizer(**TINY)
+    whitened.init_linear([clips])
+    size = hidden.square().mean(dim=(0, 2)).sqrt()
+    assert torch.allclose(size, torch.full_like(size, model.quantizer.start_std or 0.0), rtol=1e-3)
+    assert torch.equal(whitened.decoder.linear_path.scale, whitened.encoder.linear_path.scale)
 
 
 def test_the_cosine_transform_is_orthonormal():

@@ -13,6 +13,7 @@ from kinema import CausalVideoTokenizer
 from kinema.apps import loading as apps
 from kinema.apps.cli import main
 from kinema.errors import KinemaError
+from kinema.eval.frames.psnr import clip_psnr
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.published.diffusers import DiffusersTokenizer
 from kinema.tokenizers.published.loading import OWN, load_tokenizer
@@ -62,12 +63,32 @@ def test_kinemas_by_folder_and_by_the_commands(own: Path):
         assert torch.equal(tokenizer.encode(video).latents, wanted)
 
 
-@pytest.mark.parametrize(("name", "channels"), [("kl-4x8x8-c16", 16), ("toybox/vae", None)])
-def test_embedded_by_name(name: str, channels: int | None):
-    tokenizer = load_tokenizer(name)
-    assert channels in (None, tokenizer.latent_channels)
-    if channels is not None:
-        assert apps.load_tokenizer(device="cpu").latent_channels == channels
+@pytest.mark.parametrize(("name", "channels"), [("kl-4x8x8-c16", 16), ("fsq-4x8x8-32768", 6), ("toybox/vae", 32)])
+def test_embedded_by_name(name: str, channels: int):
+    assert load_tokenizer(name).latent_channels == channels
+    assert apps.load_tokenizer(name, device="cpu").latent_channels == channels
+
+
+def test_without_a_name_the_commands_take_the_general_one():
+    assert apps.load_tokenizer(device="cpu").latent_channels == 16
+
+
+@torch.no_grad()
+def test_the_embedded_discrete_one_codes_a_smooth_clip():
+    """Soft shapes that drift: what its tokens hold, and that they alone are enough to decode."""
+    tokenizer: Any = load_tokenizer("fsq-4x8x8-32768")
+    t, y, x = torch.meshgrid(torch.arange(9.0), torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    channels = [torch.sin(x / 11 + t / 9 + k) * torch.cos(y / 14 - t / 12 + 2 * k) for k in range(3)]
+    clip = 0.8 * torch.stack(channels)[None]
+    code = tokenizer.encode(clip)
+    assert code.indices is not None
+    assert code.indices.shape == (1, 3, 8, 8)
+    assert 0 <= int(code.indices.min()) <= int(code.indices.max()) < 32768
+    latents = tokenizer.indices_to_latents(code.indices)
+    assert torch.allclose(latents, code.latents, atol=1e-6)
+    psnr = float(clip_psnr(clip, tokenizer.decode(latents).sample.clamp(-1, 1)))
+    print(f"{psnr:.2f} dB")
+    assert psnr > 20
 
 
 def test_own_classes_are_where_the_table_says():

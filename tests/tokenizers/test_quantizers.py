@@ -170,7 +170,7 @@ def test_kl_samples_only_when_asked():
 
 
 def test_continuous_bottlenecks_have_no_indices():
-    with pytest.raises(TypeError, match="continuous"):
+    with pytest.raises(KinemaError, match=r"`bottleneck` \(='kl'\) must be a discrete one .* continuous"):
         CausalVideoTokenizer(**TINY).indices_to_latents(torch.zeros(1, 1, 1, 1, dtype=torch.long))
 
 

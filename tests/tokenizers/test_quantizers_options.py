@@ -45,6 +45,9 @@ def test_every_bottleneck_quantises_as_its_interface_says(name: str):
         # Indices come from files in other integer types, and at times there are none.
         assert torch.allclose(bottleneck.indices_to_latents(out.indices.int()), out.mode, atol=1e-6)
         assert bottleneck.indices_to_latents(out.indices[:0]).shape[0] == 0
+        for wrong in (out.indices.bool(), out.indices.float(), out.indices[0]):
+            with pytest.raises(KinemaError, match=r"`indices` \(of shape .*\) must be integers \(batch, frames"):
+                bottleneck.indices_to_latents(wrong)
 
 
 @pytest.mark.parametrize("name", BOTTLENECKS)

@@ -159,19 +159,43 @@ def test_decoding_with_a_cache_ends_only_where_it_is_told(tiny: CausalVideoToken
 
 
 def test_chunks_of_other_sizes_are_refused(tiny: CausalVideoTokenizer):
-    with pytest.raises(KinemaError, match=r"`chunk` \(of shape \(1, 3, 5, 16, 24\)\)"):
-        list(tiny.encode_stream([video(5), video(5, 16, 24)]))
-    with pytest.raises(KinemaError, match=r"`chunk` .* batch, height and width of the first, \(1, 3, 5, 16, 16\)"):
-        list(tiny.encode_stream([video(5), video(4, batch=2)]))
-    cache = StreamCache()
-    list(tiny.encode_stream([video(5)], cache=cache))
-    with pytest.raises(KinemaError, match="must have the size of those before"):
-        list(tiny.encode_stream([video(4, batch=2)], cache=cache))
+    for other, size in (
+        (video(4, 16, 24), "batch 1 and size 16x24"),
+        (video(4, 15, 15), "batch 1 and size 15x15"),  # padded to the same cells
+        (video(4, batch=2), "batch 2 and size 16x16"),
+    ):
+        message = rf"`chunk` \(of {size}\) must have those of the stream so far: batch 1 and size 16x16"
+        with pytest.raises(KinemaError, match=message):
+            list(tiny.encode_stream([video(5), other]))
+        cache = StreamCache()
+        list(tiny.encode_stream([video(5)], cache=cache))
+        with pytest.raises(KinemaError, match=message):
+            list(tiny.encode_stream([other], cache=cache))
+    for shape, size in (((1, 4, 1, 2, 3), "1 and size 2x3"), ((2, 4, 1, 2, 2), "2 and size 2x2")):
+        with pytest.raises(KinemaError, match=rf"`latents` \(of batch {size}\) must have those .* size 2x2"):
+            list(tiny.decode_stream([torch.zeros(1, 4, 3, 2, 2), torch.zeros(shape)]))
+
+
+@torch.no_grad()
+def test_tiles_do_not_hide_a_frame_of_another_size():
+    """The caches of a larger frame's tiles may have the places and shapes of a smaller one's."""
+    model = randomised(CausalVideoTokenizer(**TINY), vectors=0.5)
+    model.enable_tiling(16)
+    for size in ((64, 64), (48, 40)):
+        with pytest.raises(KinemaError, match=rf"`chunk` \(.* {size[0]}x{size[1]}\) must have .* 48x48"):
+            list(model.encode_stream([video(5, 48, 48), video(4, *size)]))
+    with pytest.raises(KinemaError, match=r"`latents` \(.* 8x8\) must have .* 6x6"):
+        list(model.decode_stream([torch.zeros(1, 4, 2, 6, 6), torch.zeros(1, 4, 2, 8, 8)]))
+
+
+def test_streams_that_end_elsewhere_are_refused(tiny: CausalVideoTokenizer):
     with pytest.raises(KinemaError, match=r"`num_frames` \(=14\) must lie in 6..9"):
         list(tiny.decode_stream([torch.zeros(1, 4, 3, 2, 2)], num_frames=14))
     with pytest.raises(KinemaError, match=r"`num_frames` \(=5\) must end in the last latent step"):
         list(tiny.decode_stream([torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 4, 1, 2, 2)], num_frames=5))
-    assert list(tiny.encode_stream([])) == []
+    with pytest.raises(KinemaError, match=r"`latents` \(=no chunk\) must hold latents of `num_frames` \(=5\)"):
+        list(tiny.decode_stream([], num_frames=5))
+    assert list(tiny.decode_stream([])) == list(tiny.encode_stream([])) == []
 
 
 @torch.no_grad()
@@ -330,6 +354,13 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     config.write_text(config.read_text().replace('"CausalVideoTokenizer"', '"AutoencoderKLWan"'))
     with pytest.raises(KinemaError, match=r"of class AutoencoderKLWan\) must hold a CausalVideoTokenizer"):
         CausalVideoTokenizer.from_pretrained(tmp_path)
+    CausalVideoTokenizer(**TINY).save_config(tmp_path)
+    saved = config.read_text()
+    config.write_text(saved.replace('"decoder_blocks"', '"decoder_block"'))
+    with pytest.raises(KinemaError, match=r"\(with 'decoder_block'\) must have no other keys than .*decoder_blocks"):
+        CausalVideoTokenizer.from_pretrained(tmp_path)
+    config.write_text(saved.replace("{", '{"_name_or_path": "elsewhere",', 1))
+    assert CausalVideoTokenizer.from_pretrained(tmp_path).latent_channels == 4
     CausalVideoTokenizer(**{**TINY, "decoder_blocks": (1, 2, 1)}).save_config(tmp_path)
     with pytest.raises(KinemaError, match="do not fit their config: 16 missing and 8 unknown"):
         CausalVideoTokenizer.from_pretrained(tmp_path)

@@ -162,6 +162,8 @@ def test_what_a_stream_keeps_does_not_grow(tiny: TransformerVideoTokenizer):
     cache = StreamCache()
     list(tiny.encode_stream([video(5, 24, 24)], cache=cache))
     with pytest.raises(KinemaError, match=r"chunk \(2 clips of \(3, 3\) cells\) must have the size of those before"):
+        tiny.encoder(video(4, 24, 24, batch=2), cache)
+    with pytest.raises(KinemaError, match=r"`chunk` \(of batch 2 and size 24x24\) must have .* batch 1"):
         list(tiny.encode_stream([video(4, 24, 24, batch=2)], cache=cache))
 
 

@@ -39,8 +39,8 @@ def fit_klt(
 ) -> None:
     """Makes the linear paths project on the leading principal components of one latent step's block, whitened.
 
-    Where the bottleneck has a `start_std`, the latents get that standard deviation instead of 1, and the decoder's
-    path is the least squares prediction of the blocks from the quantised latents.
+    Where the bottleneck has a `start_std` ("fsq", "lfq", "bsq"), its input gets that standard deviation instead of 1,
+    and the decoder's path is the least squares prediction of the blocks from the quantised latents.
 
     Args:
         encoder, decoder: their `linear_path` is overwritten.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.causal_vae.networks import Decoder, Encoder, Ratio
+from kinema.tokenizers.causal_vae.regression import quantised_rows
+from kinema.tokenizers.quantizers.base import Bottleneck
 from kinema.tokenizers.quantizers.kl import KL
 from kinema.tokenizers.transformer.networks import to_blocks
 
@@ -56,7 +58,7 @@ class SpectralPath(nn.Module):
 
 
 class SpectralEncoder(SpectralPath):
-    """Blocks to coefficients, each of about unit variance after `fit`."""
+    """Blocks to coefficients, each of about the size that the bottleneck starts with after `fit`."""
 
     def forward(self, blocks: Float[Tensor, "g t i j d"]) -> Float[Tensor, "g m"]:
         return cosine_transform(self.transform(blocks)).flatten(1)[:, self.order] / self.scale
@@ -84,12 +86,20 @@ def spectral_rank(count: int, grid: Sequence[int], numbers: int) -> int:
 
 
 def fit(
-    encoder: SpectralEncoder, decoder: SpectralDecoder, ratio: Ratio, windows: Iterable[Float[Tensor, "g 3 f s s"]]
+    encoder: SpectralEncoder,
+    decoder: SpectralDecoder,
+    quantizer: Bottleneck,
+    ratio: Ratio,
+    windows: Iterable[Float[Tensor, "g 3 f s s"]],
 ) -> None:
     """Sets both paths to the transform code of these windows.
 
+    Where the bottleneck has a `start_std`, coefficients get that size instead of 1, and the decoder's scale of each is
+    the least squares gain from its codes: like the order of the coefficients, it holds for any first few of them.
+
     Args:
         encoder, decoder: Overwritten.
+        quantizer: The bottleneck between them.
         ratio: Of a block, after the Haar level.
         windows: As of `Windows.split`.
 
@@ -114,3 +124,19 @@ def fit(
     for path in (encoder, decoder):
         path.order.copy_(order)
         path.scale.copy_(power.flatten()[order].sqrt().clamp_min(1e-3))
+    if quantizer.start_std is not None:
+        encoder.scale /= quantizer.start_std
+        decoder.scale *= _gains(encoder, quantizer, ratio, windows) / quantizer.start_std
+
+
+def _gains(
+    encoder: SpectralEncoder, quantizer: Bottleneck, ratio: Ratio, windows: Iterable[Tensor]
+) -> Float[Tensor, " m"]:
+    """What each coefficient's code is multiplied by to come nearest to the coefficient, in the mean over windows."""
+    products = squares = torch.zeros_like(encoder.scale, dtype=torch.float64)
+    for part in windows:
+        values = encoder(to_blocks(part, ratio, first=True))
+        codes = quantised_rows(quantizer, values.reshape(-1, quantizer.latent_channels)).view_as(values).double()
+        products, squares = products + (values * codes).sum(0), squares + codes.square().sum(0)
+    # A coefficient whose codes are all 0 is not decoded, whatever its gain.
+    return torch.where(squares > 0, products / squares, 1.0).to(encoder.scale)

@@ -110,13 +110,14 @@ class HolisticVideoTokenizer(LatentTokenizer):
 
     @torch.no_grad()
     def init_linear(self, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
-        """Sets the linear path of encoder and decoder to the transform code of these clips (see `linear.fit`).
+        """Sets the linear path of encoder and decoder to the transform code of these clips, as the bottleneck passes it
+        on (see `linear.fit`).
 
         Raises:
             KinemaError: There is no clip.
         """
         windows = (self._windows_of(video).split(video).flatten(0, 1) for video in videos)
-        fit(self.encoder.linear_path, self.decoder.linear_path, self.encoder.block_ratio, windows)
+        fit(self.encoder.linear_path, self.decoder.linear_path, self.quantizer, self.encoder.block_ratio, windows)
 
     # --- whole clips ---
 
@@ -197,6 +198,8 @@ class HolisticVideoTokenizer(LatentTokenizer):
     def _decoded_pieces(
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
+        # Chunks may have different numbers of tokens, but windows side by side must be those of one frame.
+        cache.keep_size("latents", (len(latents), height or self._spatial_ratio, width or self._spatial_ratio))
         cache.first = False
         yield self._decoded(latents, None, height, width)
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 
+# Not bool, which counts as an integer elsewhere: a mask is no code.
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 @dataclass(kw_only=True)
 class BottleneckOutput:
@@ -38,8 +41,9 @@ class Bottleneck(nn.Module, ABC):
     Attributes:
         latent_channels: channels of the latents.
         in_channels: channels that the encoder must give; the first `latent_channels` of them locate the latent.
-        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, where the
-            latents are not that input; None: latents of standard deviation 1, passed on as they are.
+        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, and a sign that
+            the decoder's linear start must be fitted to the codes, which differ from that input. None: an input of
+            standard deviation 1 that the latents equal ("kl"), or whose codes are still to be found in it ("vq").
     """
 
     latent_channels: int
@@ -63,13 +67,16 @@ class Bottleneck(nn.Module, ABC):
     ) -> BottleneckOutput:
         """Quantises or samples; `sample` draws from the posterior where there is one."""
 
-    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
-        """The latents of code indices.
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
+        """The latents of code indices ``(b, t, h, w)``, of any integer type.
 
         Raises:
-            TypeError: the bottleneck is continuous.
+            KinemaError: the bottleneck is continuous; or, of a discrete one, an index lies outside the codebook, or
+                they are no integers (b, t, h, w).
         """
-        raise TypeError(f"a {type(self).__name__} bottleneck is continuous and has no code indices")
+        raise KinemaError(
+            f"`bottleneck` (={type(self).__name__.lower()!r}) must be a discrete one for code indices, not a continuous"
+        )
 
 
 class DiscreteBottleneck(Bottleneck):
@@ -86,15 +93,15 @@ class DiscreteBottleneck(Bottleneck):
         """The index of the code nearest to each latent; of a code, its own."""
 
     @abstractmethod
-    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
-        """The codes of indices, the inverse of `latents_to_indices`.
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
+        """The codes of indices ``(b, t, h, w)``, of any integer type; the inverse of `latents_to_indices`.
 
         Raises:
-            KinemaError: an index lies outside the codebook.
+            KinemaError: an index lies outside the codebook, or they are no integers (b, t, h, w).
         """
 
     def _check_indices(self, indices: Tensor) -> None:
-        if indices.ndim != 4 or indices.is_floating_point():
+        if indices.ndim != 4 or indices.dtype not in _INTEGERS:
             what = f"of shape {tuple(indices.shape)}, {indices.dtype}"
             raise KinemaError(f"`indices` ({what}) must be integers (batch, frames, height, width)")
         if indices.numel() == 0:

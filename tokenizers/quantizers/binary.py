@@ -27,6 +27,9 @@ _CHUNK = 16384  # positions whose tables of a group's codes exist at once
 class BinaryBottleneck(DiscreteBottleneck):
     """Codes of signs: channel d of a code is ±`scale`, bit d of the index is set where it is positive."""
 
+    start_std = 1.0
+    """Signs do not depend on it; the commitment to ±1 and the temperatures of the entropies mean this size."""
+
     _basis: Tensor
 
     def __init__(self, num_bits: int, scale: float = 1.0, group_bits: int = 9):
@@ -79,7 +82,7 @@ class BinaryBottleneck(DiscreteBottleneck):
     def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
         return ((latents >= 0) * self._basis.view(1, -1, 1, 1, 1)).sum(dim=1)
 
-    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
         self._check_indices(indices)
         bits = indices.unsqueeze(1) // self._basis.view(1, -1, 1, 1, 1) % 2
         return (bits * 2 - 1).float() * self.scale

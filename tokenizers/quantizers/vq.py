@@ -134,7 +134,7 @@ class VQ(DiscreteBottleneck):
         b, _, t, h, w = latents.shape
         return nearest.view(b, t, h, w)
 
-    def indices_to_latents(self, indices: Int[Tensor, "b t h w"]) -> Float[Tensor, "b z t h w"]:
+    def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
         self._check_indices(indices)
         return self._look_up(indices)
 
