@@ -54,7 +54,8 @@ def make_transformer(num_layers: int, device: str) -> Any:
         ffn_dim=sizes.ffn_dim,
         num_layers=num_layers,
     )
-    return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval().requires_grad_(False)
+    model = model.to(device, torch.bfloat16) if device == "cuda" else model
+    return model.eval().requires_grad_(False)
 
 
 def make_inputs(grid: Grid, model: Any) -> dict[str, Tensor]:
