@@ -98,13 +98,18 @@ def test_gradients_are_the_reference(grid: Grid, make: Callable, extra: int, bud
                 assert (grad - wanted).abs().max() <= 1e-5 * max(1.0, wanted.abs().max().item()), backend
 
 
+def extra_masks(extra: int) -> st.SearchStrategy[Tensor]:
+    """Which extra tokens of two clips exist."""
+    row = st.lists(st.booleans(), min_size=extra, max_size=extra)
+    return st.tuples(row, row).map(torch.tensor)
+
+
 @settings(max_examples=30, deadline=None)
 @given(grid=grids, make=patterns, extra=st.integers(1, 5), data=st.data())
 def test_padding_of_extra_tokens_is_not_seen(grid: Grid, make: Callable, extra: int, data: st.DataObject):
     pattern = make()
     tensors = inputs(grid, extra)
-    rows = st.lists(st.booleans(), min_size=extra, max_size=extra)
-    mask = torch.tensor([data.draw(rows), data.draw(rows)])
+    mask = data.draw(extra_masks(extra))
     expected = reference(tensors, pattern, grid, extra, mask)
     for backend in usable(pattern, grid, tensors, extra):
         out = sparse_attention(
@@ -331,10 +336,7 @@ def by_block_mask(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, **
 def test_block_mask_is_the_pattern(grid: Grid, make: Callable, extra: int, data: st.DataObject):
     pattern = make()
     tensors = inputs(grid, extra)
-    rows = st.lists(st.booleans(), min_size=extra, max_size=extra)
-    mask = (
-        torch.tensor([data.draw(rows), data.draw(rows)]).view(2, extra) if extra and data.draw(st.booleans()) else None
-    )
+    mask = data.draw(extra_masks(extra)) if extra and data.draw(st.booleans()) else None
     expected = reference(tensors, pattern, grid, extra, mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex, "_compiled", lambda: by_block_mask)
