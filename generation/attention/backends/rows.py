@@ -39,20 +39,23 @@ class Rows:
             yield Rows(own, keys, part)
 
     def repeated(self, offsets: Int[Tensor, " n"]) -> "Rows":
-        """The same rows for further heads or clips, whose tiles begin at these numbers."""
+        """The same rows for heads and clips whose tiles begin at these numbers, one after the other."""
         own, keys = ((x + offsets[:, None, None]).flatten(0, 1) for x in (self.own, self.keys))
         return Rows(own, keys, None if self.full is None else self.full.repeat(len(offsets)))
 
 
-def rows_of(layout: BlockLayout, batch: int, heads: int, device: torch.device) -> Iterator[Rows]:
-    """All rows of a call."""
+def rows_of(
+    layout: BlockLayout, batch: int, heads: int, device: torch.device
+) -> Iterator[tuple[Rows, Int[Tensor, " n"]]]:
+    """All rows of a call, as the layout plans them, and where the tiles of each further head or clip that shares them
+    begin (`Rows.repeated`)."""
     own_batch, own_heads, tiles, _ = layout.indices.shape
     if own_heads not in (1, heads) or own_batch > 1 == own_heads:
         own_heads = heads
     repeats = batch * heads // (own_batch * own_heads)
     offsets = torch.arange(repeats, device=device) * own_batch * own_heads * tiles
     for rows in _planned(layout, own_batch, own_heads, device):
-        yield rows.repeated(offsets) if repeats > 1 else rows
+        yield rows, offsets
 
 
 _plans: WeakKeyDictionary[BlockLayout, dict[torch.device, list[Rows]]] = WeakKeyDictionary()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from kinema.generation.attention import (
 )
 from kinema.generation.attention.backends import BACKENDS, BackendFailed, flex, gather
 from kinema.generation.attention.backends.flex import Flex, find_compiler
+from kinema.generation.attention.backends.space import Space
+from kinema.generation.attention.layout import TokenMask
 
 
 def inputs(
@@ -238,9 +241,10 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
     largest: list[int] = []
     original = gather._attend
 
-    def watched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def watched(chunk: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert key.shape[1] % 32 == 3  # tiles of keys, and the extra tokens
         largest.append(key.numel())
-        return original(query, key, value, mask)
+        return original(chunk, query, key, value)
 
     monkeypatch.setattr(gather, "_attend", watched)
     monkeypatch.setattr(gather, "_CHUNK_CPU", 10_000)
@@ -248,6 +252,53 @@ def test_gathered_keys_keep_within_the_limit(monkeypatch: pytest.MonkeyPatch):
     assert torch.allclose(out, expected, atol=1e-6)
     assert len(largest) > 3
     assert max(largest) <= 10_000 * torch.get_num_threads()
+
+
+@pytest.mark.parametrize("budget", [1, 10_000, 2**20])
+def test_heads_and_clips_share_a_mask(budget: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gather, "_CHUNK_CPU", budget)
+    grid, looked_at = Grid(3, 4, 5), []
+
+    @dataclass(frozen=True)
+    class Watched(Radial):
+        def sees(self, grid: Grid) -> TokenMask:
+            sees = super().sees(grid)
+
+            def watched(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = sees(head, query, key)
+                looked_at.append(seen.numel())
+                return seen
+
+            return watched
+
+    pattern = Watched(0.1, min_width=3, tile_size=4)
+    pairs: list[int] = []
+    for batch, heads in ((1, 1), (2, 5)):
+        looked_at.clear()
+        tensors = inputs(grid, batch=batch, heads=heads)
+        out = sparse_attention(*tensors, pattern=pattern, grid=grid, backend="gather")
+        pairs.append(sum(looked_at))
+        assert (out - reference(tensors, pattern, grid, 0)).abs().max() <= 1e-5
+    assert pairs[0] == pairs[1] > 0
+    # Tiles that all see wholly are not looked at token by token.
+    layout = pattern.plan(grid, 1)
+    assert pairs[0] < layout.counts.sum().item() * layout.order.tile_size**2
+
+
+def test_space_is_used_again_and_gives_what_is_asked():
+    space, x = Space(), torch.arange(12.0).view(3, 2, 2)
+    first = space.select("key", x, torch.tensor([2, 0]))
+    assert torch.equal(first, x[[2, 0]])
+    again = space.select("key", x, torch.tensor([1]))
+    assert torch.equal(again, x[[1]])
+    assert again.data_ptr() == first.data_ptr()
+    larger = space.select("key", x, torch.tensor([1, 1, 0]))
+    assert torch.equal(larger, x[[1, 1, 0]])
+    assert torch.equal(space.cat("both", x, x[:, :1]), torch.cat((x, x[:, :1]), dim=1))
+    wide = space.to("wide", x.bfloat16(), torch.float32)
+    assert torch.equal(wide, x)
+    assert wide.dtype == torch.float32
+    assert space.to("wide", x, torch.float32) is x
 
 
 def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixture):
