@@ -134,3 +134,4 @@ def run_patterns(arguments: argparse.Namespace) -> None:
         width = max((len(setting) for setting, _ in settings), default=0)
         for setting, text in settings:
             print(f"      {setting:<{width}}  {text}")
+    print("\nBlocks take the patterns of A+B in turns; of A*6&B*6 six heads take the one, six the other.")

@@ -18,7 +18,7 @@ from typing import Any
 from kinema.errors import KinemaError
 from kinema.generation.attention.architectures import Architecture, find_architecture
 from kinema.generation.attention.grid import Grid
-from kinema.generation.attention.patterns import PATTERNS, Density, Full, Pattern
+from kinema.generation.attention.patterns import Density, Full, Pattern
 from kinema.generation.attention.schedule import PatternSchedule, as_schedule
 from kinema.generation.attention.text import pattern_text
 
@@ -154,7 +154,10 @@ def attention_report(
 
 def label(pattern: Pattern) -> str:
     """What a pattern is called in reports and pictures: its text, where it has one."""
-    return pattern_text(pattern) if pattern.name in PATTERNS else pattern.name
+    try:
+        return pattern_text(pattern)
+    except KinemaError:
+        return pattern.name
 
 
 def shorten(text: str, length: int = 56) -> str:

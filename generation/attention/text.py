@@ -3,21 +3,35 @@
 import re
 from dataclasses import MISSING, Field, dataclass, fields
 from inspect import cleandoc
+from itertools import groupby
 from typing import Any, get_type_hints
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid
-from kinema.generation.attention.patterns import PATTERNS, Pattern
+from kinema.generation.attention.patterns import PATTERNS, Pattern, PerHead
 
 
 def parse_pattern(text: str) -> Pattern:
     """The pattern that a text names: `name`, `name:value` or `name:value,setting=value,...`.
 
     Triples are written 3x3x1, windows for each head 3x3x1/1x3x3. The value without a name is the pattern's main one.
+    Heads of several kinds are separated by `&`, with how many of a kind there are: `band:spatial*6&band:temporal*6`.
 
     Raises:
         KinemaError: the pattern or a setting is unknown, or a value is none of its kind.
     """
+    if "&" not in text and "*" not in text:
+        return _parse_one(text)
+    heads: list[Pattern] = []
+    for part in text.split("&"):
+        one, star, number = part.partition("*")
+        if star and not (number.isdecimal() and int(number)):
+            raise KinemaError(f"`pattern` (={text}) must give a number of heads behind `*`, not {number!r}")
+        heads += [_parse_one(one)] * int(number or 1)
+    return PerHead(tuple(heads))
+
+
+def _parse_one(text: str) -> Pattern:
     name, _, rest = text.partition(":")
     if name not in PATTERNS:
         raise KinemaError(f"`pattern` (={text}) must begin with one of {', '.join(PATTERNS)}")
@@ -48,8 +62,11 @@ def pattern_text(pattern: Pattern) -> str:
     """The text that `parse_pattern` reads back, with the settings that differ from the defaults.
 
     Raises:
-        KinemaError: the pattern has no text, as one for each head.
+        KinemaError: it is none of the known patterns.
     """
+    if isinstance(pattern, PerHead):
+        kinds = [(pattern_text(kind), len(list(heads))) for kind, heads in groupby(pattern.patterns)]
+        return "&".join(f"{text}*{number}" for text, number in kinds)
     if pattern.name not in PATTERNS:
         raise KinemaError(f"`pattern` (={pattern}) must be one of {', '.join(PATTERNS)} to be written as text")
     settings = fields(pattern)  # pyright: ignore[reportArgumentType]

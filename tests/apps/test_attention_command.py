@@ -50,7 +50,9 @@ def test_size_in_pixels(capsys: pytest.CaptureFixture[str]):
 
 def test_patterns_are_listed(capsys: pytest.CaptureFixture[str]):
     assert attend("patterns") == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, empty, last = capsys.readouterr().out.splitlines()
+    assert not empty
+    assert "A*6&B*6" in last
     names = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
     assert names == list(PATTERNS)
     assert "    A token sees its frame." in lines

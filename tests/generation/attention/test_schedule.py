@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attending import dynamic, static
 from kinema.errors import KinemaError
 from kinema.generation.attention import (
+    Band,
     Full,
     Grid,
     PatternSchedule,
@@ -110,10 +111,13 @@ def test_text_reads_back(make):
         ("radial:0.8,min_width=64", Radial(0.8, 64)),
         ("tile-top-k:32", TileTopK(k=32)),
         ("tile-top-k:share=0.1", TileTopK(share=0.1)),
+        ("spatial*1", PerHead((Spatial(),))),
+        ("band:spatial*2&band:temporal", PerHead((Band("spatial"), Band("spatial"), Band("temporal")))),
     ],
 )
 def test_text(text: str, pattern):
     assert parse_pattern(text) == pattern
+    assert parse_pattern(pattern_text(pattern)) == pattern
     assert parse_patterns(f"{text}+temporal") == (pattern, Temporal())
 
 
@@ -128,6 +132,10 @@ def test_text(text: str, pattern):
         ("radial:wide", r"must give a number for `decay`, not 'wide'"),
         ("sliding-tile:2x2x2", r"`window` \(=\(2, 2, 2\)\) must be odd"),
         ("tile-top-k", r"exactly one of `k`"),
+        ("spatial*0", r"must give a number of heads behind `\*`, not '0'"),
+        ("spatial*2*3", r"must give a number of heads behind `\*`, not '2\*3'"),
+        ("spatial&", r"`pattern` \(=\) must begin with one of"),
+        ("spatial&tile-top-k:2", r"`patterns` \(with TileTopK.*\) must be static"),
     ],
 )
 def test_mistakes_in_text_are_named(text: str, message: str):
@@ -136,8 +144,11 @@ def test_mistakes_in_text_are_named(text: str, message: str):
 
 
 def test_what_has_no_text_says_so():
-    with pytest.raises(KinemaError, match=r"`pattern` \(=PerHead.*\) must be one of"):
-        pattern_text(PerHead((Spatial(),)))
+    class Own(Spatial):
+        name = "own"
+
+    with pytest.raises(KinemaError, match=r"`pattern` \(=.*Own.*\) must be one of"):
+        pattern_text(Own())
 
 
 def test_grids_as_text():
