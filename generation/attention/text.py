@@ -66,7 +66,7 @@ def pattern_text(pattern: Pattern) -> str:
     """
     if isinstance(pattern, PerHead):
         kinds = [(pattern_text(kind), len(list(heads))) for kind, heads in groupby(pattern.patterns)]
-        return "&".join(f"{text}*{number}" for text, number in kinds)
+        return "&".join(text if number == 1 < len(kinds) else f"{text}*{number}" for text, number in kinds)
     if pattern.name not in PATTERNS:
         raise KinemaError(f"`pattern` (={pattern}) must be one of {', '.join(PATTERNS)} to be written as text")
     settings = fields(pattern)  # pyright: ignore[reportArgumentType]
