@@ -82,9 +82,10 @@ def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: i
 
     patterns = parse_patterns(text)
     if type(pipeline).__name__ == _OWN:
-        pipeline.transformer.set_attention(
-            PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps)
-        )
+        sizes = pipeline.transformer.config
+        schedule = PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps)
+        schedule.check(sizes["num_layers"], sizes["num_heads"], num_steps)
+        pipeline.transformer.set_attention(schedule)
         return
     parts = [getattr(pipeline, name, None) for name in ("transformer", "transformer_2")]
     # Together: Wan 2.2's two models share one sampling, and one count of its steps.

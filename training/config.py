@@ -324,7 +324,8 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Tiles (t, h, w) of the gated coarse branch of VSA, beside any attention; default: no such branch."""
     anneal_every: int | None = None
     """VSA's annealing, for `attention` tile-top-k with a `share`: all tiles are seen at first, and every so many steps
-    0.03 of them fewer, down to that share (published: 50 steps)."""
+    0.03 of them fewer, down to that share (published: 50 steps). Evaluations and samples see that share from the start,
+    as the saved model does."""
 
     shift: float | None = 2.0
     """Shift of the timesteps towards noise (None: from the number of tokens)."""

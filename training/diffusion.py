@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.generation.attention import PatternSchedule, TileTopK, annealed_share, as_schedule, parse_pattern
+from kinema.generation.attention import TileTopK, annealed_share, parse_pattern
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
 from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
@@ -74,7 +74,7 @@ class DiffusionTask(Task[Batch]):
         )
         self.model: Any = start_model(config, in_channels=self.vae.latent_channels, **text)
         self.annealed = annealed_pattern(config)
-        self.attention: PatternSchedule | None = self.model.attention
+        self.share = 1.0  # of the key tiles that the model sees while it is annealed
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
@@ -118,14 +118,11 @@ class DiffusionTask(Task[Batch]):
 
     def start_step(self, step: int) -> None:
         if self.annealed is not None and self.annealed.share is not None and self.config.anneal_every is not None:
-            share = annealed_share(step, self.annealed.share, every=self.config.anneal_every)
-            self.attention = as_schedule(replace(self.annealed, share=share))
-            self.model.set_attention(self.attention)
+            self.share = annealed_share(step, self.annealed.share, every=self.config.anneal_every)
+            self.model.set_attention(replace(self.annealed, share=self.share))
 
     def numbers(self) -> dict[str, float]:
-        if self.annealed is None or self.attention is None:
-            return {}
-        return {"attention_share": getattr(self.attention.patterns[0], "share", 1.0)}
+        return {} if self.annealed is None else {"attention_share": self.share}
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The velocity's squared error, at a random time of each clip (flow matching, arXiv 2209.03003)."""
@@ -176,7 +173,7 @@ class DiffusionTask(Task[Batch]):
         """Loss on validation clips, text-to-video and image-to-video, with the same noise and times each time."""
         if self.validation is None:
             return {}
-        self._attend_as_trained(model)
+        self._attend_as_saved(model)
         device = self.vae.device
         batch = {name: value.to(device) for name, value in self.validation.items()}
         clean = self._clean_latents(batch)
@@ -194,14 +191,14 @@ class DiffusionTask(Task[Batch]):
         means = {name: float(torch.stack(values).sum()) / len(clean) for name, values in losses.items()}
         return {"score": -sum(means.values()) / 2} | means
 
-    def _attend_as_trained(self, model: Any) -> None:
-        """The averaged weights' model sees what the trained one saw last."""
+    def _attend_as_saved(self, model: Any) -> None:
+        """While attention is annealed, scores and samples are those of the saved model's pattern, the last one."""
         if self.annealed is not None:
-            model.set_attention(self.attention)
+            model.set_attention(self.annealed)
 
     def pipeline(self, model: Any) -> KinemaPipeline:
         """The pipeline with these weights."""
-        self._attend_as_trained(model)
+        self._attend_as_saved(model)
         return KinemaPipeline(
             transformer=model,
             vae=self.vae,
@@ -259,6 +256,13 @@ def annealed_pattern(config: DiffusionTrainingConfig) -> TileTopK | None:
         raise KinemaError(
             f"`anneal_every` (={config.anneal_every}) must go with an `attention` like tile-top-k:share=0.1, not"
             f" {config.attention}"
+        )
+    last = annealed_share(config.num_steps - 1, pattern.share, every=config.anneal_every)
+    if last > pattern.share:
+        logger.warning(
+            "`anneal_every` (=%d) is too large for `num_steps` (=%d): the last step sees a share of %g, the saved"
+            " model %g",
+            *(config.anneal_every, config.num_steps, last, pattern.share),
         )
     return pattern
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.patterns.dynamic import tile_means
+from kinema.machine import as_given
 
 
 def coarse_attention(
@@ -26,9 +27,10 @@ def coarse_attention(
         value: likewise.
         order: the order, in tiles.
     """
-    mean_query, mean_key, mean_value = (tile_means(x, order) for x in (query, key, value))
-    weights = (mean_query @ mean_key.mT * query.shape[-1] ** -0.5).softmax(-1)
-    return (weights @ mean_value).to(value.dtype).repeat_interleave(order.tile_size, dim=2)
+    with as_given(query.device):  # few numbers, that stand for many: in float32
+        mean_query, mean_key, mean_value = (tile_means(x, order) for x in (query, key, value))
+        weights = (mean_query @ mean_key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        return (weights @ mean_value).to(value.dtype).repeat_interleave(order.tile_size, dim=2)
 
 
 def annealed_share(step: int, final: float, decrement: float = 0.03, every: int = 50) -> float:

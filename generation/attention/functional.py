@@ -14,6 +14,7 @@ from kinema.generation.attention.backends.base import check_extra_mask
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
+from kinema.machine import as_given
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ def sparse_attention(
         KinemaError: shapes, pattern, grid and backend do not fit; nothing was computed.
     """
     check_backend(backend)
+    for name, argument, kind in (("pattern", pattern, Pattern), ("grid", grid, Grid)):
+        if not isinstance(argument, kind):
+            raise KinemaError(f"`{name}` (={argument!r}) must be a {kind.__name__}")
     given = _given_order(order, pattern, grid)
     length = (grid.num_tokens if given is None else given.num_slots) + num_extra_tokens
     where = f"grid {grid} in {'raster' if given is None else 'tile'} order"
@@ -88,7 +92,8 @@ def plan_slots(
         return pattern.plan(grid, query.shape[1], num_extra_tokens, step=step)
     order = pattern.order(grid)
     query, key, value = (x[:, :, : order.num_slots] for x in (query, key, value))
-    return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
+    with as_given(query.device):  # rounded scores have ties
+        return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
 
 
 def run_layout(

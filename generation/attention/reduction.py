@@ -16,7 +16,8 @@ from torch.nn.functional import normalize, pad
 
 from kinema.errors import KinemaError
 from kinema.generation.attention.backends.base import check_extra_mask, dense
-from kinema.generation.attention.grid import Grid, check_triple
+from kinema.generation.attention.grid import Grid, check_number, check_triple
+from kinema.machine import as_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,9 @@ class Matching:
     def merge(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h r d"]:
         """Means of what each kept token stands for."""
         index = self.target[:, None, :, None].expand_as(x)
-        out = x.new_zeros(*x.shape[:2], self.kept.shape[1], x.shape[3])
-        return out.scatter_reduce(2, index, x, "mean", include_self=False)
+        out = x.new_zeros(*x.shape[:2], self.kept.shape[1], x.shape[3], dtype=torch.float32)
+        # Sums in float32: bfloat16 cannot count beyond 256.
+        return out.scatter_reduce(2, index, x.float(), "mean", include_self=False).to(x.dtype)
 
     def restore(self, x: Float[Tensor, "b h r d"]) -> Float[Tensor, "b h n d"]:
         """Each token gets what the kept one that stands for it has."""
@@ -70,8 +72,9 @@ def match(features: Float[Tensor, "b n d"], grid: Grid, rate: float, stride: tup
             f"`rate` (={rate}) merges {number} tokens of the grid {grid}, and must leave the {len(anchors)} that"
             f" `stride` (={tuple(stride)}) keeps"
         )
-    unit = normalize(features.float(), dim=-1)
-    likeness, nearest = (unit[:, others] @ unit[:, anchors].mT).max(-1)
+    with as_given(features.device):
+        unit = normalize(features.float(), dim=-1)
+        likeness, nearest = (unit[:, others] @ unit[:, anchors].mT).max(-1)
     by_likeness = likeness.argsort(dim=-1, descending=True, stable=True)
     merged, staying = by_likeness[:, :number], by_likeness[:, number:].sort(-1).values
     batch = len(features)
@@ -121,8 +124,7 @@ class TokenReduction:
                 raise KinemaError(
                     f"`{name}` (={rate}) must be at most {others:.3f}: `stride` (={self.stride}) keeps the other tokens"
                 )
-        if self.keep_for < 1:
-            raise KinemaError(f"`keep_for` (={self.keep_for}) must be at least 1")
+        check_number("keep_for", self.keep_for, 1)
 
     def reset(self) -> None:
         """Forgets all matchings, before another clip."""

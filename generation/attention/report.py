@@ -11,7 +11,7 @@ where time is taken to go as FLOPs, and layers and steps that stay dense count a
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from math import isfinite
 from typing import Any
 
@@ -206,9 +206,11 @@ def _num_dense_steps(schedule: PatternSchedule) -> int:
 def _density_lines(report: AttentionReport) -> list[str]:
     rows = [("pattern", "heads", "density", "computed")]
     for text, densities in report.patterns:
-        for row in densities:
-            figures = [f"{'' if row.is_exact else '<= '}{x:.4f}" for x in (row.density, row.tile_density)]
-            rows.append((shorten(text), row.heads, figures[0], figures[1]))
+        for (*sizes, is_exact), alike in groupby(densities, lambda row: (row.density, row.tile_density, row.is_exact)):
+            figures = [f"{'' if is_exact else '<= '}{x:.4f}" for x in sizes]
+            heads = [row.heads for row in alike]
+            names = heads[0] if len(heads) == 1 else f"{heads[0]}-{heads[-1]}"
+            rows.append((shorten(text), names, figures[0], figures[1]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}" for row in rows

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Grid, TokenOrder
+from kinema.generation.attention.grid import Grid, TokenOrder, check_number
 from kinema.generation.attention.patterns import Full, Pattern
 
 _MOST_FILL = 1 / 32
@@ -44,18 +44,17 @@ class PatternSchedule:
         starts = [start for start, _ in self.by_step]
         if starts != sorted(set(starts)) or (starts and starts[0] < 0):
             raise KinemaError(f"`by_step` (starting at {starts}) must start at ascending steps from 0 on")
-        if isinstance(self.dense_layers, int) and self.dense_layers < 0:
-            raise KinemaError(f"`dense_layers` (={self.dense_layers}) must be at least 0")
-        if not isinstance(self.dense_steps, int) and len(self.dense_steps) != 2:
+        if not isinstance(self.dense_layers, tuple):
+            check_number("dense_layers", self.dense_layers, 0)
+        if isinstance(self.dense_steps, tuple) and len(self.dense_steps) != 2:
             raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be a number, or two: (first, last)")
-        if min(self._dense_ends) < 0:
-            raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be at least 0")
-        if self.min_tokens < 0:
-            raise KinemaError(f"`min_tokens` (={self.min_tokens}) must be at least 0")
+        if not all(isinstance(number, int) and number >= 0 for number in self._dense_ends):
+            raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be at least 0, and integers")
+        check_number("min_tokens", self.min_tokens, 0)
 
     @property
     def _dense_ends(self) -> tuple[int, int]:
-        return (self.dense_steps, 0) if isinstance(self.dense_steps, int) else self.dense_steps
+        return self.dense_steps if isinstance(self.dense_steps, tuple) else (self.dense_steps, 0)
 
     def at(self, layer: int, num_layers: int, step: int | None, num_steps: int | None, grid: Grid) -> Pattern:
         """The pattern of one block in one denoising step.

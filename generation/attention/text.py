@@ -10,6 +10,8 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid
 from kinema.generation.attention.patterns import PATTERNS, Pattern, PerHead
 
+_MOST_HEADS = 1024  # of a kind in a text: more than any model has
+
 
 def parse_pattern(text: str) -> Pattern:
     """The pattern that a text names: `name`, `name:value` or `name:value,setting=value,...`.
@@ -21,30 +23,34 @@ def parse_pattern(text: str) -> Pattern:
         KinemaError: the pattern or a setting is unknown, or a value is none of its kind.
     """
     if "&" not in text and "*" not in text:
-        return _parse_one(text)
+        return _parse_one(text, text)
     heads: list[Pattern] = []
     for part in text.split("&"):
         one, star, number = part.partition("*")
-        if star and not (number.isdecimal() and int(number)):
-            raise KinemaError(f"`pattern` (={text}) must give a number of heads behind `*`, not {number!r}")
-        heads += [_parse_one(one)] * int(number or 1)
+        if star and not (number.isdecimal() and 1 <= int(number) <= _MOST_HEADS):
+            raise KinemaError(
+                f"`pattern` (={text}) must give a number of heads from 1 to {_MOST_HEADS} behind `*`, not {number!r}"
+            )
+        heads += [_parse_one(one, text)] * int(number or 1)
     return PerHead(tuple(heads))
 
 
-def _parse_one(text: str) -> Pattern:
-    name, _, rest = text.partition(":")
+def _parse_one(part: str, text: str) -> Pattern:
+    """A pattern without heads; `text` is what was given."""
+    name, _, rest = part.partition(":")
     if name not in PATTERNS:
-        raise KinemaError(f"`pattern` (={text}) must begin with one of {', '.join(PATTERNS)}")
+        where = "" if part == text else f", not {name!r}"
+        raise KinemaError(f"`pattern` (={text}) must begin with one of {', '.join(PATTERNS)}{where}")
     kind, main = PATTERNS[name]
     known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
-    for index, part in enumerate(rest.split(",") if rest else []):
-        setting, equals, value = part.partition("=")
+    for index, given in enumerate(rest.split(",") if rest else []):
+        setting, equals, value = given.partition("=")
         if not equals and index == 0 and main:
-            setting, value = main, part
+            setting, value = main, given
         if setting not in known or setting in values:
             allowed = ", ".join(known) or "no settings"
-            raise KinemaError(f"`pattern` (={text}) must have settings out of {allowed}, each once; not {part!r}")
+            raise KinemaError(f"`pattern` (={text}) must have settings out of {allowed}, each once; not {given!r}")
         values[setting] = _value(kind, known[setting], value, text)
     return kind(**values)
 
@@ -59,7 +65,7 @@ def parse_patterns(text: str) -> tuple[Pattern, ...]:
 
 
 def pattern_text(pattern: Pattern) -> str:
-    """The text that `parse_pattern` reads back, with the settings that differ from the defaults.
+    """The text that `parse_pattern` reads back, with the main setting and those that differ from the defaults.
 
     Raises:
         KinemaError: it is none of the known patterns.
@@ -71,12 +77,15 @@ def pattern_text(pattern: Pattern) -> str:
         raise KinemaError(f"`pattern` (={pattern}) must be one of {', '.join(PATTERNS)} to be written as text")
     settings = fields(pattern)  # pyright: ignore[reportArgumentType]
     values = {each.name: getattr(pattern, each.name) for each in settings}
-    changed = {
-        each.name: values[each.name]
+    main = PATTERNS[pattern.name][1]
+    # The main setting first, without its name, whatever it is.
+    parts = [_text(values[main])] if main and values[main] is not None else []
+    parts += [
+        f"{each.name}={_text(values[each.name])}"
         for each in settings
-        if each.default is MISSING or values[each.name] != each.default
-    }
-    return pattern.name + ":" * bool(changed) + ",".join(f"{name}={_text(value)}" for name, value in changed.items())
+        if each.name != main and (each.default is MISSING or values[each.name] != each.default)
+    ]
+    return pattern.name + ":" * bool(parts) + ",".join(parts)
 
 
 @dataclass(frozen=True)

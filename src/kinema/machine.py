@@ -2,7 +2,8 @@
 
 import os
 import platform
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,15 @@ def share_cores() -> None:
     spinning and 0.4 s sleeping. The user's own setting of `OMP_WAIT_POLICY` stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def as_given(device: "torch.device") -> AbstractContextManager[Any]:
+    """Within it, operations on a device compute in the types that they are given: autocast changes none."""
+    import torch
+
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def computes_bf16(device: "torch.device") -> bool:

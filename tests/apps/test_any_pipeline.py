@@ -85,6 +85,11 @@ def test_a_folder_of_diffusers_generates(wan: Path, tmp_path: Path, capsys: pyte
         (["--attention", "tiles"], "`pattern` (=tiles) must begin with one of"),
         (["--dense-steps", "2"], "`--dense-steps` (=2) must go with `--attention`"),
         (["--attention", "full", "--dense-layers", "-1"], "`--dense-layers` (=-1) must be >= 0"),
+        (
+            ["--attention", "spatial", "--dense-steps", "5", "--num-steps", "4"],
+            "`dense_steps` (=5) must be at most `num_steps` (=4)",
+        ),
+        (["--attention", "spatial", "--dense-layers", "99"], "`dense_layers` (=99) must be at most 8"),
         (["--model", "no/such-hub-id"], "`model` (='no/such-hub-id') must be a pipeline's folder, or the hub id"),
     ],
 )

@@ -48,6 +48,10 @@ def test_vsa_is_annealed_in(config, caplog):
     lines = [record.getMessage() for record in caplog.records]
     shares = [line.split("attention_share ")[1] for line in lines if "attention_share" in line]
     assert [float(text.split(",")[0]) for text in shares] == pytest.approx([1.0, 0.97, 0.94, 0.91])
+    warning = (
+        "`anneal_every` (=1) is too large for `num_steps` (=4): the last step sees a share of 0.91, the saved model 0.9"
+    )
+    assert warning in lines
     transformer = KinemaPipeline.from_pretrained(folder).transformer
     assert transformer.config["coarse_tile"] in ((1, 1, 1), [1, 1, 1])
     assert transformer.attention == PatternSchedule((TileTopK(share=0.9, tile=(1, 1, 1)),))

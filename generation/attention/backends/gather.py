@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from kinema.generation.attention.backends.base import Backend, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.backends.space import Space
 from kinema.generation.attention.layout import BlockLayout
-from kinema.machine import computes_bf16
+from kinema.machine import as_given, computes_bf16
 
 # Numbers of gathered keys of a chunk, on a CPU for each thread: more saves calls, less stays in the processor's cache
 # (docs/decisions.md).
@@ -150,7 +151,8 @@ def _attend(
 
 
 class _GatherAttention(torch.autograd.Function):
-    """Attention of tiles. Nothing that is gathered is kept: the backward pass gathers, and attends, once more."""
+    """Attention of tiles. Nothing that is gathered is kept: the backward pass gathers, and attends, once more, so
+    that there are no second derivatives."""
 
     @staticmethod
     def forward(
@@ -163,12 +165,14 @@ class _GatherAttention(torch.autograd.Function):
         for chunk in work.chunks(batch, extra, width, query.device):
             rows = chunk.rows
             keys, values = _keys(space, "key", key, extra_key, rows), _keys(space, "value", value, extra_value, rows)
-            seen = _attend(chunk, _queries(space, "query", query, rows), keys, values)
+            with as_given(query.device):  # as in the backward pass, which autograd runs without autocast
+                seen = _attend(chunk, _queries(space, "query", query, rows), keys, values)
             out.index_copy_(0, rows.own.flatten(), seen.reshape(-1, *query.shape[1:]).to(out.dtype))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         query, key, value, extra_key, extra_value = ctx.saved_tensors
         work: _Work = ctx.work
         grad_query, space = torch.empty_like(query), Space()

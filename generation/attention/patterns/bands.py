@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.generation.attention.grid import Grid, TokenOrder, runs, token_order
+from kinema.generation.attention.grid import Grid, TokenOrder, check_number, runs, token_order
 from kinema.generation.attention.layout import BlockLayout, TokenMask, layout_from_tables
 from kinema.generation.attention.patterns.base import Density, StaticPattern, band_pairs
 from kinema.generation.attention.patterns.dynamic import DynamicPattern
@@ -20,8 +20,11 @@ from kinema.generation.attention.patterns.dynamic import DynamicPattern
 def _check(width: float, tile: tuple[int, ...]) -> None:
     if not 0 < width <= 1:
         raise KinemaError(f"`width` (={width}) must lie above 0 and up to 1")
-    if len(tile) != 2 or min(tile) < 1:
-        raise KinemaError(f"`tile` (={tile}) must be two integers of at least 1: latent steps, places in a frame")
+    is_pair = isinstance(tile, tuple) and len(tile) == 2
+    if not is_pair or not all(isinstance(x, int) and x >= 1 for x in tile):
+        raise KinemaError(
+            f"`tile` (={tile!r}) must be a tuple of two integers of at least 1: latent steps, places in a frame"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ class SpatialTemporalHeads(DynamicPattern):
 
     def __post_init__(self) -> None:
         _check(self.width, self.tile)
-        if self.num_rows < 1:
-            raise KinemaError(f"`num_rows` (={self.num_rows}) must be at least 1")
+        check_number("num_rows", self.num_rows, 1)
 
     @property
     def candidates(self) -> tuple[Band, Band]:

@@ -42,11 +42,14 @@ class Density:
     is_exact: bool = True
 
 
+_LONGEST = 80  # characters of a pattern in a message
+
+
 class Pattern(ABC):
     """Which tokens see which, on any grid. A piece of data: a frozen dataclass with a few numbers.
 
     Attributes:
-        name: the name on the command line and in configs.
+        name: the name on the command line and in configs, for those in `PATTERNS`.
     """
 
     name: ClassVar[str]
@@ -95,7 +98,12 @@ class Pattern(ABC):
         if num_heads < 1:
             raise KinemaError(f"`num_heads` (={num_heads}) must be at least 1")
         if self.num_heads not in (None, num_heads):
-            raise KinemaError(f"`num_heads` (={num_heads}) must be {self.num_heads}, the heads of `pattern` (={self})")
+            text = str(self)
+            text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+            raise KinemaError(
+                f"`num_heads` (={num_heads}) must be {self.num_heads}, the heads of `pattern` (={text}): a model has as"
+                " many as it was made with"
+            )
 
 
 class StaticPattern(Pattern):

@@ -14,6 +14,7 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns.base import Pattern
+from kinema.machine import as_given
 
 
 class DynamicPattern(Pattern):
@@ -67,7 +68,8 @@ class DynamicPattern(Pattern):
         n = grid.num_tokens
         query, key = (order.arrange(x[:, :, :n], dim=2) for x in (query, key))
         value = None if value is None else order.arrange(value[:, :, :n], dim=2)
-        return self.plan_slots(order, num_extra_tokens, query, key, step, value)
+        with as_given(query.device):  # rounded scores have ties
+            return self.plan_slots(order, num_extra_tokens, query, key, step, value)
 
 
 def tile_means(x: Float[Tensor, "b h s d"], order: TokenOrder) -> Float[Tensor, "b h q d"]:

@@ -28,8 +28,8 @@ class PerHead(StaticPattern):
     patterns: tuple[Pattern, ...]
 
     def __post_init__(self) -> None:
-        if not self.patterns:
-            raise KinemaError("`patterns` (=()) must hold a pattern for each head")
+        if not isinstance(self.patterns, tuple) or not self.patterns:
+            raise KinemaError(f"`patterns` (={self.patterns!r}) must be a tuple with a pattern for each head")
         for pattern in self.patterns:
             if not isinstance(pattern, StaticPattern):
                 raise KinemaError(f"`patterns` (with {pattern!r}) must be static")

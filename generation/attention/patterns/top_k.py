@@ -128,7 +128,7 @@ class SlidingTileTopK(DynamicPattern):
 
     def __post_init__(self) -> None:
         check_triple("window", self.window)  # one for all heads
-        assert self.sliding
+        SlidingTile(self.tile, self.window)  # raises what it has to say
         check_number("k", self.k, 1)
         if not 0 <= self.balance <= 1:
             raise KinemaError(f"`balance` (={self.balance}) must lie in [0, 1]")

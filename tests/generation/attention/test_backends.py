@@ -26,7 +26,9 @@ from kinema.generation.attention import (
     PerHead,
     Radial,
     SlidingTile,
+    SlidingTileTopK,
     Spatial,
+    SpatialTemporalHeads,
     StaticPattern,
     Temporal,
     TileTopK,
@@ -152,6 +154,70 @@ def test_half_precision_stays_near(grid: Grid, make: Callable, extra: int, dtype
             out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend)
             assert out.dtype == dtype
             assert (out - expected).abs().max() <= (0.04 if dtype == torch.bfloat16 else 0.006), backend
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    grid=grids,
+    make=patterns,
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    native=st.booleans(),
+    data=st.data(),
+)
+def test_gradients_in_half_precision_stay_near(
+    grid: Grid, make: Callable, dtype: torch.dtype, native: bool, data: st.DataObject
+):
+    pattern, extra = make(), 3
+    mask = data.draw(extra_masks(extra))
+    tensors: Any = [x.requires_grad_() for x in inputs(grid, extra, dtype=dtype)]
+    weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad((reference(tensors, pattern, grid, extra, mask) * weight).sum(), tensors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "computes_bf16", lambda _: native)
+        out = sparse_attention(
+            *tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend="gather", extra_mask=mask
+        )
+        grads = torch.autograd.grad((out.float() * weight).sum(), tensors)
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert grad.dtype == dtype
+        limit = (0.05 if dtype == torch.bfloat16 else 0.01) * max(1.0, wanted.abs().max().item())
+        assert (grad - wanted).abs().max() <= limit
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        TileTopK(k=3, tile=(1, 2, 2)),
+        SlidingTileTopK(k=2, tile=(1, 2, 2), window=(1, 1, 1)),
+        SpatialTemporalHeads(tile=(1, 4)),
+    ],
+    ids=lambda x: x.name,
+)
+def test_autocast_changes_no_choice(pattern: DynamicPattern):
+    """Scores in bfloat16 have ties: training would choose other tiles than sampling."""
+    grid = Grid(4, 8, 8)
+    query, key, value = inputs(grid)
+    plans = [pattern.plan(grid, 3, 0, query, key, value=value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        plans.append(pattern.plan(grid, 3, 0, query, key, value=value))
+        order = pattern.order(grid)
+        arranged: Any = (order.arrange(x, 2) for x in (query, key, value))
+        plans.append(functional.plan_slots(pattern, grid, *arranged, num_extra_tokens=0, step=None))
+    for plan in plans[1:]:
+        assert torch.equal(plan.seen()[0], plans[0].seen()[0])
+
+
+def test_autocast_changes_no_type_within():
+    """A backward pass runs without autocast; the forward pass that it is the gradient of does too."""
+    grid, pattern = Grid(2, 4, 4), SlidingTile((1, 2, 2), (1, 3, 1))
+    tensors: Any = [x.requires_grad_() for x in inputs(grid)]
+    expected = sparse_attention(*tensors, pattern=pattern, grid=grid, backend="gather")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sparse_attention(*tensors, pattern=pattern, grid=grid, backend="gather")
+    assert torch.equal(out, expected)
+    (grad,) = torch.autograd.grad(out.square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 def test_per_head_patterns_on_all_heads():

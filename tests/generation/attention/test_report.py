@@ -103,7 +103,7 @@ def test_heads_have_a_row_each():
     pattern = PerHead((SlidingTile((1, 1, 1), (1, 1, 1)), SlidingTile((1, 1, 1), (3, 3, 3))))
     report = attention_report(pattern, GRID, SMALL)
     ((text, rows),) = report.patterns
-    name = "sliding-tile:tile=1x1x1,window=1x1x1&sliding-tile:tile=1x1x1"
+    name = "sliding-tile:1x1x1,tile=1x1x1&sliding-tile:3x3x3,tile=1x1x1"
     assert (text, [row.heads for row in rows]) == (name, ["0", "1"])
     assert [row.density for row in rows] == [1 / 8, 1.0]
     assert report.density == pytest.approx((1 / 8 + 1) / 2)
@@ -130,7 +130,7 @@ def test_report_as_json():
     keys += " is_exact attention_flops sparse_attention_flops other_flops flops_saved attention_share speedup"
     assert list(facts) == [*keys.split(), "max_speedup", "patterns"]
     assert (facts["grid"], facts["model"], facts["tokens"]) == ([5, 6, 7], "wan-1.3b", 210)
-    assert facts["patterns"][0]["pattern"] == "radial"
+    assert facts["patterns"][0]["pattern"] == "radial:0.2"
     assert list(facts["patterns"][0]["heads"][0]) == ["heads", "density", "tile_density", "is_exact"]
 
 
@@ -332,3 +332,11 @@ def test_picture_shows_something(tmp_path: Path):
         assert len(colours) > 20
         assert (0xD1, 0x49, 0x5B) in colours
     assert [path.name for path in tmp_path.rglob("*.png")] == ["masks.png"]
+
+
+def test_heads_that_are_alike_share_a_line():
+    pattern = PerHead((*(Band("spatial", tile=(1, 4)),) * 2, *(Band("temporal", 0.3, tile=(1, 4)),) * 2))
+    report = attention_report(pattern, Grid(5, 4, 4), replace(SMALL, num_heads=4))
+    heads = [line.split()[1] for line in report.table().split("\n\n")[0].splitlines()]
+    assert heads == ["heads", "0-1", "2-3"]
+    assert len(report.as_dict()["patterns"][0]["heads"]) == 4
