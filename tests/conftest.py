@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread, fixed seeds, no network."""
+"""Settings of all tests: one thread, fixed seeds, no network, no deadlines."""
 
 import os
 import random
@@ -10,8 +10,12 @@ import beartype
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# A busy machine is no failure: no example has a deadline.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # `fps: float` takes 24 as well, as it does for type checkers (PEP 484); beartype is stricter unless told. This comes
 # before any module of kinema is imported, and so before its annotations are read.
