@@ -13,7 +13,7 @@ from kinema.generation.attention.backends import BACKENDS, FALLBACK, Backend, Ba
 from kinema.generation.attention.backends.base import check_extra_mask
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
-from kinema.generation.attention.patterns import DynamicPattern, Full, Pattern
+from kinema.generation.attention.patterns import DynamicPattern, Pattern
 from kinema.machine import as_given
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,8 @@ def sparse_attention(
     where = f"grid {grid} in {'raster' if given is None else 'tile'} order"
     _check(query, key, value, extra_mask, num_extra_tokens, length, where)
     pattern.check_heads(query.shape[1])
-    own = pattern.order(grid)
-    if isinstance(pattern, Full) and given is not None and not given.is_ragged:
-        own = given  # all see all in any order
-    query, key, value = (reorder(x, given, own) for x in (query, key, value))
-    layout = plan_slots(pattern, grid, query, key, value, num_extra_tokens, step)
-    out = run_layout(query, key, value, layout, backend, extra_mask)
-    return reorder(out, own, given)
+    layout = _plan(pattern, grid, query, key, value, num_extra_tokens, step, given)
+    return run_layout(query, key, value, layout, backend, extra_mask, given)
 
 
 def _given_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> TokenOrder | None:
@@ -84,14 +79,21 @@ def _given_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> Token
     return pattern.order(grid) if order == "tile" else None
 
 
-def plan_slots(
-    pattern: Pattern, grid: Grid, query: Tensor, key: Tensor, value: Tensor, num_extra_tokens: int, step: int | None
+def _plan(
+    pattern: Pattern,
+    grid: Grid,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_extra_tokens: int,
+    step: int | None,
+    given: TokenOrder | None,
 ) -> BlockLayout:
-    """The pattern's layout for tensors that are arranged already."""
+    """The pattern's layout for tensors in a given order."""
     if not isinstance(pattern, DynamicPattern):
         return pattern.plan(grid, query.shape[1], num_extra_tokens, step=step)
     order = pattern.order(grid)
-    query, key, value = (x[:, :, : order.num_slots] for x in (query, key, value))
+    query, key, value = (reorder(x, given, order)[:, :, : order.num_slots] for x in (query, key, value))
     with as_given(query.device):  # rounded scores have ties
         return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
 
@@ -103,16 +105,17 @@ def run_layout(
     layout: BlockLayout,
     backend: str = "auto",
     extra_mask: Tensor | None = None,
+    given: TokenOrder | None = None,
 ) -> Tensor:
-    """Attention under a layout, for tensors in its order; see `sparse_attention`."""
+    """Attention under a layout, for tensors in a given order (None: raster); see `sparse_attention`."""
     chosen = choose_backend(backend, layout, query)
     try:
-        return chosen.run(query, key, value, layout, extra_mask)
+        return chosen.run_from(given, query, key, value, layout, extra_mask)
     except BackendFailed as error:
         if backend != "auto":
             raise
         _say_failure(chosen.name, str(error))
-        return BACKENDS[FALLBACK].run(query, key, value, layout, extra_mask)
+        return BACKENDS[FALLBACK].run_from(given, query, key, value, layout, extra_mask)
 
 
 def check_backend(name: str) -> None:

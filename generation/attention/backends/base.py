@@ -1,6 +1,7 @@
 """What executes a layout.
 
-Shapes: b batch, h heads, s slots of the order and extra tokens behind them, d head width, e extra tokens.
+Shapes: b batch, h heads, s slots of the order and extra tokens behind them, n tokens of any order and extra tokens, d
+head width, e extra tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.generation.attention.grid import TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
 
 
@@ -58,6 +60,19 @@ class Backend(ABC):
             BackendFailed: it could not, for a reason that `missing` cannot know.
         """
 
+    def run_from(
+        self,
+        given: TokenOrder | None,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b h n d"],
+        value: Float[Tensor, "b h n d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h n d"]:
+        """Attention of tokens in another order than the layout's, to that order (None: raster)."""
+        query, key, value = (reorder(x, given, layout.order) for x in (query, key, value))
+        return reorder(self.run(query, key, value, layout, extra_mask), layout.order, given)
+
 
 def dense(
     query: Float[Tensor, "b h q d"],
@@ -85,26 +100,29 @@ def check_extra_mask(extra_mask: Tensor, num_clips: int, num_extra_tokens: int) 
 
 
 def key_mask(
-    layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
-) -> Bool[Tensor, "b s"] | None:
-    """Which slots and extra tokens exist as keys; None: all of them."""
-    if not layout.order.is_ragged and extra_mask is None:
+    order: TokenOrder | None, query: Float[Tensor, "b h n d"], extra_mask: Bool[Tensor, "b e"] | None
+) -> Bool[Tensor, "b n"] | None:
+    """Which slots of an order (None: raster) and extra tokens exist as keys; None: all of them."""
+    valid = None if order is None or not order.is_ragged else order.to(query.device).valid
+    if valid is None and extra_mask is None:
         return None
-    batch, extra = query.shape[0], query.shape[2] - layout.order.num_slots
-    valid = layout.order.to(query.device).valid.expand(batch, -1)
-    if extra_mask is None:
-        extra_mask = torch.ones(batch, extra, dtype=torch.bool, device=query.device)
-    return torch.cat((valid, extra_mask), dim=1)
+    mask = torch.ones(len(query), query.shape[2], dtype=torch.bool, device=query.device)
+    if valid is not None:
+        mask[:, : len(valid)] = valid
+    if extra_mask is not None:
+        mask[:, query.shape[2] - extra_mask.shape[1] :] = extra_mask
+    return mask
 
 
 def attend_extra(
-    query: Float[Tensor, "b h s d"],
-    key: Float[Tensor, "b h s d"],
-    value: Float[Tensor, "b h s d"],
-    layout: BlockLayout,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b h n d"],
+    value: Float[Tensor, "b h n d"],
+    order: TokenOrder | None,
+    num_video: int,
     extra_mask: Bool[Tensor, "b e"] | None,
 ) -> Float[Tensor, "b h e d"]:
-    """What extra tokens see: everything."""
-    mask = key_mask(layout, query, extra_mask)
+    """What extra tokens, from place `num_video` on, see: everything."""
+    mask = key_mask(order, query, extra_mask)
     mask = None if mask is None else mask[:, None, None, :]
-    return dense(query[:, :, layout.order.num_slots :], key, value, mask)
+    return dense(query[:, :, num_video:], key, value, mask)

@@ -1,6 +1,7 @@
 """Backends that make dense calls: with a mask of all tokens (the reference), and part by part.
 
-Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens.
+Shapes: b batch, h heads, s slots and extra tokens, n tokens of any order and extra tokens, d head width, e extra
+tokens.
 """
 
 from typing import ClassVar
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kinema.generation.attention.backends.base import Backend, attend_extra, dense, key_mask
+from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 
 
@@ -42,7 +44,7 @@ class Masked(Backend):
             seen = whole | (seen & layout.mask(head, tokens[:, None], tokens[None, :]))
         extra = query.shape[2] - order.num_slots
         mask = torch.nn.functional.pad(seen, (0, extra, 0, extra), value=True)
-        keys = key_mask(layout, query, extra_mask)
+        keys = key_mask(layout.order, query, extra_mask)
         return dense(query, key, value, mask if keys is None else mask & keys[:, None, None, :])
 
 
@@ -52,7 +54,7 @@ class Dense(Backend):
     name: ClassVar[str] = "dense"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
-        return None if layout.is_full else "it runs patterns in which every token sees all"
+        return None if layout.is_full else "it runs only patterns in which every token sees all"
 
     def run(
         self,
@@ -62,7 +64,18 @@ class Dense(Backend):
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h s d"]:
-        keys = key_mask(layout, query, extra_mask)
+        return self.run_from(layout.order, query, key, value, layout, extra_mask)
+
+    def run_from(
+        self,
+        given: TokenOrder | None,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b h n d"],
+        value: Float[Tensor, "b h n d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h n d"]:
+        keys = key_mask(given, query, extra_mask)  # all see all in any order
         return dense(query, key, value, None if keys is None else keys[:, None, None, :])
 
 
@@ -72,7 +85,7 @@ class Parts(Backend):
     name: ClassVar[str] = "parts"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
-        return None if layout.is_block_diagonal else "it runs patterns that cut the grid into parts"
+        return None if layout.is_block_diagonal else "it runs only patterns that cut the grid into parts"
 
     def run(
         self,
@@ -94,7 +107,7 @@ class Parts(Backend):
             return own.flatten(0, 1)
 
         mask = None
-        keys = key_mask(layout, query, extra_mask)
+        keys = key_mask(layout.order, query, extra_mask)
         if keys is not None:
             own = keys[:, :slots].unflatten(1, (tiles, size))
             extra = keys[:, None, slots:].expand(-1, tiles, -1)
@@ -103,4 +116,4 @@ class Parts(Backend):
         out = out.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, slots, width)
         if query.shape[2] == slots:
             return out
-        return torch.cat((out, attend_extra(query, key, value, layout, extra_mask)), dim=2)
+        return torch.cat((out, attend_extra(query, key, value, order, slots, extra_mask)), dim=2)

@@ -159,7 +159,7 @@ def _block_mask(
     batch = len(query) if extra_mask is not None else layout.indices.shape[0]
     seen, whole = (table.to(device).expand(batch, -1, -1, -1) for table in layout.seen())
     seen, whole = (pad(table, (0, more, 0, more), value=True) for table in (seen, whole))
-    keys = key_mask(layout, query, extra_mask)
+    keys = key_mask(layout.order, query, extra_mask)
     if keys is None:
         keys = torch.ones(1, length, dtype=torch.bool, device=device)
     keys = pad(keys, (0, (tiles + more) * size - length))

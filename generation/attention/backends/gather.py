@@ -1,23 +1,26 @@
 """Gathers the keys that each tile of queries sees, and attends tile by tile: forward and backward, on any device.
 
-Shapes: b batch, h heads, g = b · h, gt tiles of all of them, s slots and extra tokens, d head width, r rows (tiles of
-queries that see the same), n heads and clips that share rows, q queries of a row, k keys of a row, m slots of a tile,
-e extra tokens.
+Queries and keys are read, and results written, wherever tokens stand: nothing is put in order before.
+
+Shapes: b batch, h heads, n tokens and extra tokens in the order that they are given in, s slots, d head width, r rows
+(tiles of queries that see the same), l lanes (heads and clips) that share rows, q queries of a row, k keys of a row
+(extra tokens behind), m slots of a tile, e extra tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from kinema.generation.attention.backends.base import Backend, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
-from kinema.generation.attention.backends.space import Space
+from kinema.generation.attention.backends.space import Space, Tokens, zeros_like
+from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.machine import as_given, computes_bf16
 
@@ -29,42 +32,93 @@ _CHUNK_CUDA = 2**26
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
-    """Rows of `alike` heads and clips one after the other, and what is added to their scores: -inf for what a query
-    does not see, extra tokens last."""
+    """Rows of several lanes, and what is added to their scores: -inf for what a query does not see.
 
-    rows: Rows
-    alike: int
+    Attributes:
+        lanes: of each row, heads of the second clip behind those of the first.
+        own: places of the queries.
+        keys: places of the keys.
+        bias: what is added; None: nothing.
+        twice: queries that stand for another's token, in an empty slot; None: there are none.
+    """
+
+    lanes: Int[Tensor, "l r"]
+    own: Int[Tensor, "r q"]
+    keys: Int[Tensor, "r k"]
     bias: Float[Tensor, "_ r _ k"] | None
+    twice: Bool[Tensor, "r q"] | None
+    _indices: dict[tuple[str, tuple[int, int, int]], Tensor] = field(default_factory=dict)
 
-    def apart(self, x: Float[Tensor, "nr x d"]) -> Float[Tensor, "n r x d"]:
-        """Heads and clips apart from rows, as masks are."""
-        return x.unflatten(0, (self.alike, -1))
+    def index(self, kind: Literal["own", "keys"], tokens: Tokens, num_heads: int) -> Int[Tensor, " lrx"]:
+        """Where a tensor has the queries or the keys; worked out once for tensors that stand alike."""
+        known = self._indices.get((kind, tokens.strides))
+        if known is None:
+            places = self.own if kind == "own" else self.keys
+            known = self._indices[kind, tokens.strides] = tokens.index(self.lanes, num_heads, places)
+        return known
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """One call: the layout, and the sizes that rows are numbered by."""
+    """One call.
+
+    Attributes:
+        layout: what is seen.
+        batch: clips.
+        heads: heads.
+        places: where the token of each slot stands.
+        is_own_order: whether slots are given, rather than tokens.
+        num_video: where extra tokens begin.
+        extra: how many there are.
+        chunk: numbers of gathered keys at once.
+        least: rows at once, where there are as many, whatever their numbers: what keeps all threads busy.
+        dtype: the type that is computed in.
+        extra_mask: which extra tokens exist as keys.
+    """
 
     layout: BlockLayout
+    batch: int
     heads: int
+    places: Int[Tensor, " s"]
+    is_own_order: bool
+    num_video: int
+    extra: int
     chunk: int
+    least: int
     dtype: torch.dtype
     extra_mask: Bool[Tensor, "b e"] | None
 
-    def chunks(self, batch: int, extra: int, width: int, device: torch.device) -> Iterator[_Chunk]:
-        """All rows, so many at once that gathered keys keep within the limit; of many heads before many rows, because
+    def chunks(self, width: int) -> Iterator[_Chunk]:
+        """All rows, so many at once that gathered keys keep within the limit; of many lanes before many rows, because
         those share a mask."""
-        for planned, offsets in rows_of(self.layout, batch, self.heads, device):
-            numbers = (planned.keys.shape[1] * self.layout.order.tile_size + extra) * width
-            most = max(self.chunk // numbers, 1)
-            alike = min(most, len(offsets))
+        for planned, further in rows_of(self.layout, self.batch, self.heads, self.places.device):
+            numbers = (planned.keys.shape[1] * self.layout.order.tile_size + self.extra) * width
+            most = max(self.chunk // numbers, self.least)
+            alike = min(most, len(further))
             for part in planned.split(max(most // alike, 1)):
                 seen, bias = self._seen(part), None
-                for some in offsets.split(alike):
-                    rows = part.repeated(some)
+                first = part.own[:, 0] // self.layout.order.num_tiles
+                own, keys = self._places(part.own, 0), self._places(part.keys, self.extra)
+                for some in further.split(alike):
+                    lanes = first + some[:, None]
                     if bias is None or self.extra_mask is not None:
-                        bias = self._bias(self._with_extra(seen, rows, len(some), extra))
-                    yield _Chunk(rows, len(some), bias)
+                        bias = self._bias(self._with_extra(seen, lanes, keys.shape[1] - self.extra))
+                    yield _Chunk(lanes, own, keys, bias, self._twice(part))
+
+    def _places(self, tiles: Int[Tensor, "r c"], extra: int) -> Int[Tensor, "r _"]:
+        """Places of tokens of tiles, and of the extra tokens."""
+        order = self.layout.order
+        own = order.tiles_of(self.places)[tiles % order.num_tiles].flatten(1)
+        if not extra:
+            return own
+        behind = torch.arange(self.num_video, self.num_video + extra, device=own.device)
+        return torch.cat((own, behind.expand(len(own), -1)), dim=1)
+
+    def _twice(self, rows: Rows) -> Bool[Tensor, "r q"] | None:
+        order = self.layout.order.to(rows.own.device)
+        if self.is_own_order or not order.is_ragged:
+            return None
+        return ~order.tiles_of(order.valid)[rows.own % order.num_tiles].flatten(1)
 
     def _seen(self, rows: Rows) -> Bool[Tensor, "1 r q k"] | None:
         """What each query sees of its row's tiles; None: all of it."""
@@ -72,7 +126,8 @@ class _Work:
             return None
         order = self.layout.order.to(rows.own.device)
         tiles, shape = order.num_tiles, (1, len(rows.own), rows.own.shape[1] * order.tile_size, -1)
-        tokens, valid = order.tiles_of(order.tokens), order.tiles_of(order.valid)
+        # Half the bytes of long integers; a mask goes through many pairs of tokens.
+        tokens, valid = order.tiles_of(order.tokens).int(), order.tiles_of(order.valid)
         exists = valid[rows.keys % tiles].unsqueeze(1)  # r 1 c m
         # What all rows see wholly needs no look at single tokens.
         whole = rows.keys.shape[1] if self.layout.mask is None else int(rows.full.min())
@@ -92,19 +147,17 @@ class _Work:
         return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def _with_extra(
-        self, seen: Bool[Tensor, "1 r q k"] | None, rows: Rows, alike: int, extra: int
+        self, seen: Bool[Tensor, "1 r q k"] | None, lanes: Int[Tensor, "l r"], num_keys: int
     ) -> Bool[Tensor, "_ r _ x"] | None:
         """The mask with extra tokens behind; None: all is seen."""
-        if not extra or (seen is None and self.extra_mask is None):
+        if not self.extra or (seen is None and self.extra_mask is None):
             return seen
-        clip = rows.own[:, 0] // (self.layout.order.num_tiles * self.heads)
         if self.extra_mask is None:
-            mask = torch.ones(1, 1, 1, extra, dtype=torch.bool, device=rows.own.device)
+            mask = torch.ones(1, 1, 1, self.extra, dtype=torch.bool, device=lanes.device)
         else:
-            mask = self.extra_mask[clip].view(alike, -1, 1, extra)
+            mask = self.extra_mask[lanes // self.heads][:, :, None, :]
         if seen is None:
-            keys = rows.keys.shape[1] * self.layout.order.tile_size
-            seen = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=rows.own.device)
+            seen = torch.ones(1, 1, 1, num_keys, dtype=torch.bool, device=lanes.device)
         sizes = [max(sizes) for sizes in zip(seen.shape[:3], mask.shape[:3], strict=True)]
         return torch.cat([x.expand(*sizes, -1) for x in (seen, mask)], dim=3)
 
@@ -121,85 +174,80 @@ def _multiplies(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.bfloat16 and computes_bf16(device)
 
 
-def _keys(
-    space: Space, name: str, tiles: Float[Tensor, "gt m d"], extra: Float[Tensor, "g e d"], rows: Rows
-) -> Float[Tensor, "r k d"]:
-    """Keys (or values) of each row."""
-    own = space.select(name, tiles, rows.keys.flatten()).view(len(rows.own), -1, tiles.shape[-1])
-    if extra.shape[1]:
-        own = space.cat(f"{name} and extra", own, extra[rows.own[:, 0] // (len(tiles) // len(extra))])
-    return space.to(f"wide {name}", own, _computed_in(tiles))
-
-
-def _queries(space: Space, name: str, tiles: Float[Tensor, "gt m d"], rows: Rows) -> Float[Tensor, "r q d"]:
-    """Queries (or their gradients) of each row."""
-    own = space.select(name, tiles, rows.own.flatten()).view(len(rows.own), -1, tiles.shape[-1])
-    return space.to(f"wide {name}", own, _computed_in(tiles))
-
-
 def _attend(
-    chunk: _Chunk, query: Float[Tensor, "nr q d"], key: Float[Tensor, "nr k d"], value: Float[Tensor, "nr k d"]
-) -> Float[Tensor, "nr q d"]:
-    query, key, value = (chunk.apart(x) for x in (query, key, value))
+    bias: Float[Tensor, "_ r _ k"] | None,
+    query: Float[Tensor, "l r q d"],
+    key: Float[Tensor, "l r k d"],
+    value: Float[Tensor, "l r k d"],
+) -> Float[Tensor, "l r q d"]:
     if not _multiplies(query.device, query.dtype):
         # Rows stand where heads usually do.
-        return scaled_dot_product_attention(query, key, value, attn_mask=chunk.bias).flatten(0, 1)
+        return scaled_dot_product_attention(query, key, value, attn_mask=bias)
     scores = (query @ key.mT).float() * query.shape[-1] ** -0.5
-    if chunk.bias is not None:
-        scores = scores + chunk.bias
-    return (scores.softmax(-1).to(value.dtype) @ value).flatten(0, 1)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+class _Gathered:
+    """Tensors of a call, and what of them a chunk needs."""
+
+    def __init__(self, work: _Work, **tensors: Float[Tensor, "b h n d"]) -> None:
+        self.work = work
+        self.tensors = {name: Tokens.of(x) for name, x in tensors.items()}
+        self.space = Space()
+
+    def take(self, name: str, chunk: _Chunk, kind: Literal["own", "keys"]) -> Float[Tensor, "l r x d"]:
+        """Rows of a tensor, in the type that is computed in."""
+        tokens = self.tensors[name]
+        rows = self.space.select(name, tokens.rows, chunk.index(kind, tokens, self.work.heads))
+        return self.space.to(f"wide {name}", rows, self.work.dtype).view(*chunk.lanes.shape, -1, rows.shape[1])
+
+    def inputs(self, chunk: _Chunk) -> list[Tensor]:
+        """Queries, keys and values."""
+        return [self.take(name, chunk, kind) for name, kind in _INPUTS.items()]
+
+
+_INPUTS: dict[str, Literal["own", "keys"]] = {"query": "own", "key": "keys", "value": "keys"}
 
 
 class _GatherAttention(torch.autograd.Function):
-    """Attention of tiles. Nothing that is gathered is kept: the backward pass gathers, and attends, once more, so
-    that there are no second derivatives."""
+    """Attention of tiles; extra tokens are keys, and get no result. Nothing that is gathered is kept: the backward pass
+    gathers, and attends, once more, so that there are no second derivatives."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, extra_key: Tensor, extra_value: Tensor, work: _Work
-    ):
-        ctx.save_for_backward(query, key, value, extra_key, extra_value)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work):
+        ctx.save_for_backward(query, key, value)
         ctx.work = work
-        out, space = torch.empty_like(query), Space()
-        batch, extra, width = len(extra_key) // work.heads, extra_key.shape[1], query.shape[-1]
-        for chunk in work.chunks(batch, extra, width, query.device):
-            rows = chunk.rows
-            keys, values = _keys(space, "key", key, extra_key, rows), _keys(space, "value", value, extra_value, rows)
+        gathered, out = _Gathered(work, query=query, key=key, value=value), zeros_like(query)
+        written = Tokens.of(out)
+        for chunk in work.chunks(query.shape[-1]):
             with as_given(query.device):  # as in the backward pass, which autograd runs without autocast
-                seen = _attend(chunk, _queries(space, "query", query, rows), keys, values)
-            out.index_copy_(0, rows.own.flatten(), seen.reshape(-1, *query.shape[1:]).to(out.dtype))
+                seen = _attend(chunk.bias, *gathered.inputs(chunk))
+            index = chunk.index("own", written, work.heads)
+            written.rows.index_copy_(0, index, seen.reshape(len(index), -1).to(out.dtype))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        query, key, value, extra_key, extra_value = ctx.saved_tensors
-        work: _Work = ctx.work
-        grad_query, space = torch.empty_like(query), Space()
+        inputs, work = ctx.saved_tensors, ctx.work
+        gathered = _Gathered(work, **dict(zip(_INPUTS, inputs, strict=True)), grad=grads[0])
         # float32 sums: a key is in many tiles' lists.
-        sums = [torch.zeros_like(x, dtype=torch.float32) for x in (key, value, extra_key, extra_value)]
-        batch, extra, width = len(extra_key) // work.heads, extra_key.shape[1], query.shape[-1]
-        tiles = len(key) // len(extra_key)
-        for chunk in work.chunks(batch, extra, width, query.device):
-            rows = chunk.rows
-            keys, values = _keys(space, "key", key, extra_key, rows), _keys(space, "value", value, extra_value, rows)
-            inputs = _queries(space, "query", query, rows), keys, values
-            leaves = [x.detach().requires_grad_() for x in inputs]
+        sums = [zeros_like(x, torch.float32) for x in inputs]
+        totals = [Tokens.of(x) for x in sums]
+        for chunk in work.chunks(inputs[0].shape[-1]):
+            grad = gathered.take("grad", chunk, "own")
+            if chunk.twice is not None:
+                grad = grad.masked_fill(chunk.twice[:, :, None], 0)
+            leaves = [x.detach().requires_grad_() for x in gathered.inputs(chunk)]
             with torch.enable_grad():
-                out = _attend(chunk, *leaves)
-            of_query, *others = torch.autograd.grad(out, leaves, _queries(space, "grad", grads[0], rows))
-            of_query = of_query.reshape(-1, *query.shape[1:]).to(query.dtype)
-            grad_query.index_copy_(0, rows.own.flatten(), of_query)
-            for grad, of_tiles, of_extra in zip(others, sums[:2], sums[2:], strict=True):
-                own = grad[:, : grad.shape[1] - extra].reshape(-1, *key.shape[1:])
-                of_tiles.index_add_(0, rows.keys.flatten(), own.float())
-                if extra:
-                    of_extra.index_add_(0, rows.own[:, 0] // tiles, grad[:, grad.shape[1] - extra :].float())
-        return (
-            grad_query,
-            *(total.to(x.dtype) for total, x in zip(sums, (key, value, extra_key, extra_value), strict=True)),
-            None,
-        )
+                out = _attend(chunk.bias, *leaves)
+            kinds = _INPUTS.values()
+            for own, total, kind in zip(torch.autograd.grad(out, leaves, grad), totals, kinds, strict=True):
+                index = chunk.index(kind, total, work.heads)
+                total.rows.index_add_(0, index, own.reshape(len(index), -1).float())
+        return (*(total.to(x.dtype) for total, x in zip(sums, inputs, strict=True)), None)
 
 
 class Gather(Backend):
@@ -212,20 +260,47 @@ class Gather(Backend):
 
     def run(
         self,
-        query: Float[Tensor, "b h s d"],
-        key: Float[Tensor, "b h s d"],
-        value: Float[Tensor, "b h s d"],
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b h n d"],
+        value: Float[Tensor, "b h n d"],
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
-    ) -> Float[Tensor, "b h s d"]:
-        order, slots = layout.order, layout.order.num_slots
-        chunk = _CHUNK_CUDA if query.is_cuda else _CHUNK_CPU * torch.get_num_threads()
-        work = _Work(layout, query.shape[1], chunk, _computed_in(query), extra_mask)
-        shape = (-1, order.tile_size, query.shape[-1])
-        tiles = (x[:, :, :slots].reshape(shape) for x in (query, key, value))
-        extra = (x[:, :, slots:].flatten(0, 1) for x in (key, value))
-        out: Tensor = _GatherAttention.apply(*tiles, *extra, work)  # pyright: ignore[reportAssignmentType]
-        out = out.view(*query.shape[:2], slots, -1)
-        if query.shape[2] == slots:
-            return out
-        return torch.cat((out, attend_extra(query, key, value, layout, extra_mask)), dim=2)
+    ) -> Float[Tensor, "b h n d"]:
+        return self.run_from(layout.order, query, key, value, layout, extra_mask)
+
+    def run_from(
+        self,
+        given: TokenOrder | None,
+        query: Float[Tensor, "b h n d"],
+        key: Float[Tensor, "b h n d"],
+        value: Float[Tensor, "b h n d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h n d"]:
+        order = layout.order.to(query.device)
+        threads = 1 if query.is_cuda else torch.get_num_threads()
+        num_video = order.grid.num_tokens if given is None else given.num_slots
+        work = _Work(
+            layout=layout,
+            batch=query.shape[0],
+            heads=query.shape[1],
+            places=_places(order, None if given is None else given.to(query.device)),
+            is_own_order=given is layout.order,
+            num_video=num_video,
+            extra=query.shape[2] - num_video,
+            chunk=_CHUNK_CUDA if query.is_cuda else _CHUNK_CPU * threads,
+            least=threads,
+            dtype=_computed_in(query),
+            extra_mask=extra_mask,
+        )
+        out: Tensor = _GatherAttention.apply(query, key, value, work)  # pyright: ignore[reportAssignmentType]
+        if work.extra:
+            out[:, :, num_video:] = attend_extra(query, key, value, given, num_video, extra_mask)
+        return out
+
+
+def _places(order: TokenOrder, given: TokenOrder | None) -> Int[Tensor, " s"]:
+    """Where the token of each slot stands in a given order (None: raster)."""
+    if given is order:
+        return torch.arange(order.num_slots, device=order.tokens.device)
+    return order.tokens if given is None else given.slots[order.tokens]

@@ -1,16 +1,59 @@
-"""Memory that is used again and again within a call.
+"""Tokens wherever memory has them, and memory that is used again and again within a call.
 
-New memory costs a CPU more than the copy that fills it: pages are handed over, and zeroed, one by one.
+Shapes: b batch, h heads, n tokens, d head width.
 """
 
+from dataclasses import dataclass
 from math import prod
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens of all heads and clips as rows, in whatever order and with whatever else between them.
+
+    Attributes:
+        rows: the memory from the first token to the last, seen as rows.
+        strides: rows from a clip, a head, a token to the next.
+    """
+
+    rows: Float[Tensor, "_ d"]
+    strides: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "b h n d"]) -> "Tokens":
+        """Those of a tensor; a view where its numbers stand in rows, as those of transposed and sliced tensors do."""
+        x = x if _has_rows(x) else x.contiguous()
+        width = x.shape[3]
+        clip, head, token = (stride // width for stride in x.stride()[:3])
+        last = sum((size - 1) * stride for size, stride in zip(x.shape, (clip, head, token), strict=False))
+        return cls(x.as_strided((last + 1, width), (width, 1)), (clip, head, token))
+
+    def index(self, lanes: Int[Tensor, "l r"], num_heads: int, places: Int[Tensor, "r x"]) -> Int[Tensor, " lrx"]:
+        """Rows of tokens at places of lanes, which are heads, those of the second clip behind those of the first."""
+        clip, head, token = self.strides
+        first = lanes // num_heads * clip + lanes % num_heads * head
+        return (first[:, :, None] + places * token).flatten()
+
+
+def _has_rows(x: Tensor) -> bool:
+    return x.stride(3) == 1 and not any(stride % x.shape[3] for stride in x.stride()[:3])
+
+
+def zeros_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:
+    """Zeros that stand as those of another tensor, but in rows."""
+    zeros = torch.zeros_like(x, dtype=dtype)
+    return zeros if _has_rows(zeros) else torch.zeros_like(zeros, memory_format=torch.contiguous_format)
+
+
 class Space:
-    """Named buffers, as large as the largest tensor they held. What a name held is lost when it is used again."""
+    """Named buffers, as large as the largest tensor they held. What a name held is lost when it is used again.
+
+    New memory costs a CPU more than the copy that fills it: pages are handed over, and zeroed, one by one.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
@@ -24,11 +67,6 @@ class Space:
     def select(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """``x[index]``."""
         return torch.index_select(x, 0, index, out=self._take(name, x, (len(index), *x.shape[1:]), x.dtype))
-
-    def cat(self, name: str, first: Tensor, second: Tensor) -> Tensor:
-        """Both, one behind the other along the second axis."""
-        shape = (len(first), first.shape[1] + second.shape[1], *first.shape[2:])
-        return torch.cat((first, second), dim=1, out=self._take(name, first, shape, first.dtype))
 
     def to(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """`x` in another type; itself where it has it already."""

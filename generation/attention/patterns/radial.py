@@ -65,7 +65,7 @@ class Radial(StaticPattern):
 
         def sees(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             distance = (query // frame - key // frame).abs()
-            width = reach.to(query.device)[distance]
+            width = reach.to(query.device, query.dtype)[distance]
             return ((query % frame - key % frame).abs() <= width) | (key < frame)
 
         return sees
