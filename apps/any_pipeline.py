@@ -65,15 +65,17 @@ def _load(name: str, device: Any) -> Any:
     return pipeline
 
 
-def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: int, num_steps: int | None) -> None:
+def set_attention(
+    pipeline: Any, text: str, *, dense_steps: tuple[int, int], dense_layers: int, num_steps: int | None
+) -> None:
     """Lets the transformers of a pipeline attend as a pattern says.
 
     Args:
         pipeline: kinema's or diffusers'.
         text: The pattern, or patterns that blocks take in turns, as `parse_patterns` reads them.
-        dense_steps: First sampling steps that stay dense.
+        dense_steps: First and last sampling steps that stay dense.
         dense_layers: First blocks that stay dense.
-        num_steps: Sampling steps.
+        num_steps: Sampling steps; None: the pipeline's own number.
 
     Raises:
         KinemaError: The text is no pattern, or not one for these transformers.
@@ -81,6 +83,8 @@ def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: i
     from kinema.generation.attention import PatternSchedule, apply_sparse_attention, parse_patterns
 
     patterns = parse_patterns(text)
+    if num_steps is None:
+        num_steps = _default_steps(pipeline)
     if type(pipeline).__name__ == _OWN:
         sizes = pipeline.transformer.config
         schedule = PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps)
@@ -97,6 +101,12 @@ def set_attention(pipeline: Any, text: str, *, dense_steps: int, dense_layers: i
     apply_sparse_attention(
         transformers, patterns, dense_steps=dense_steps, dense_layers=dense_layers, num_steps=num_steps
     )
+
+
+def _default_steps(pipeline: Any) -> int | None:
+    """Sampling steps that a pipeline makes where none are asked for."""
+    steps = inspect.signature(type(pipeline).__call__).parameters.get("num_inference_steps")
+    return steps.default if steps is not None and isinstance(steps.default, int) else None
 
 
 def frames_per_second(pipeline: Any) -> float:

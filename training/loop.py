@@ -88,14 +88,15 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             # What is due after a number of steps: evaluate, show, save, stop.
             finished = state.step >= config.num_steps
             out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
-            done = any_process(accelerator, finished or out_of_time or stop_asked())
-            due = [done or (state.step > first_step and state.step % every == 0) for every in intervals]
-            # A stop on request leaves no mark: the run that goes on is the one that was never stopped.
-            scored = finished or out_of_time or state.step % config.eval_every == 0
+            ended = finished or out_of_time
+            done = any_process(accelerator, ended or stop_asked())
+            due = [ended or (state.step > first_step and state.step % every == 0) for every in intervals]
+            # A stop on request saves, and leaves no other mark: the run that goes on is the one that was never stopped.
+            due[2] |= done
             improved = False
             if due[0] and accelerator.is_main_process:
                 state.metrics = task.evaluate(ema.model)
-                state.score = state.metrics.get("score") if scored else None
+                state.score = state.metrics.get("score")
                 improved = is_better(state.score, state.best_score)
                 state.best_score = state.score if improved else state.best_score
                 accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)

@@ -1,6 +1,7 @@
 """Open a page in the browser that makes clips from prompts and pictures."""
 
 import argparse
+import socket
 
 from kinema.errors import KinemaError
 
@@ -21,7 +22,20 @@ def run(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.port < 65536:
         raise KinemaError(f"`--port` (={arguments.port}) must lie in 1..65535")
 
+    check_free(arguments.host, arguments.port)
+
     from kinema.apps.gradio_app import launch
     from kinema.apps.loading import load_pipeline
 
     launch(load_pipeline(arguments.model, device=arguments.device), host=arguments.host, port=arguments.port)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise `KinemaError` where the page could not be served, before a model is loaded for it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise KinemaError(f"`--host` and `--port` (={host}:{port}) must be free to listen on: {why}") from error

@@ -86,9 +86,7 @@ def run_report(arguments: argparse.Namespace) -> None:
 def check(arguments: argparse.Namespace) -> tuple[int, int]:
     """Raise `KinemaError` over a mistake that shows before the work; returns the dense steps at either end."""
     check_at_least(arguments, {"dense_layers": 0, "num_steps": 1})
-    parts = arguments.dense_steps.split(",")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise KinemaError(f"`--dense-steps` (={arguments.dense_steps!r}) must be a number, or two such as 10,2")
+    dense_steps = parse_dense_steps(arguments.dense_steps)
     outputs = {"--picture": arguments.picture, "--json": arguments.json}
     for name, path in outputs.items():
         if path is not None:
@@ -97,6 +95,18 @@ def check(arguments: argparse.Namespace) -> tuple[int, int]:
         raise KinemaError(f"`--picture` (={arguments.picture!r}) must end in .png")
     if arguments.json is not None and arguments.picture is not None:
         check_other_file(arguments.json, "--json", {"--picture": arguments.picture})
+    return dense_steps
+
+
+def parse_dense_steps(text: str) -> tuple[int, int]:
+    """First and last denoising steps that stay dense, of `--dense-steps N[,M]`.
+
+    Raises:
+        KinemaError: The text is neither a number nor two.
+    """
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise KinemaError(f"`--dense-steps` (={text!r}) must be a number, or two such as 10,2")
     return int(parts[0]), int(parts[1]) if len(parts) == 2 else 0
 
 

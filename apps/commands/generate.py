@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kinema.apps.commands.attention import parse_dense_steps
 from kinema.errors import KinemaError
 from kinema.files import check_input_file
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention", metavar="PATTERN", help="sparse attention, like sliding-tile:3x3x3 (`kinema attention patterns`)"
     )
-    parser.add_argument("--dense-steps", type=int, metavar="N", help="first sampling steps that stay dense (0)")
+    parser.add_argument("--dense-steps", metavar="N[,M]", help="first (and last) sampling steps that stay dense (0)")
     parser.add_argument("--dense-layers", type=int, metavar="N", help="first blocks that stay dense (0)")
     parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
@@ -88,8 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
         parse_patterns(arguments.attention)  # a mistake is named before the loading
     pipeline = load_any_pipeline(arguments.model, device=arguments.device)
     if arguments.attention is not None:
-        dense = {name: getattr(arguments, name) or 0 for name in ("dense_steps", "dense_layers")}
-        set_attention(pipeline, arguments.attention, **dense, num_steps=arguments.num_steps)
+        set_attention(
+            pipeline,
+            arguments.attention,
+            dense_steps=parse_dense_steps(arguments.dense_steps or "0"),
+            dense_layers=arguments.dense_layers or 0,
+            num_steps=arguments.num_steps,
+        )
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     fps = arguments.fps or frames_per_second(pipeline)
     for job in jobs:
@@ -212,12 +218,14 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
+    if arguments.dense_steps is not None:
+        parse_dense_steps(arguments.dense_steps)
+    if arguments.dense_layers is not None and arguments.dense_layers < 0:
+        raise KinemaError(f"`--dense-layers` (={arguments.dense_layers}) must be >= 0")
     for name in ("dense_steps", "dense_layers"):
-        value, flag = getattr(arguments, name, None), f"--{name.replace('_', '-')}"
-        if value is not None and value < 0:
-            raise KinemaError(f"`{flag}` (={value}) must be >= 0")
+        value = getattr(arguments, name)
         if value is not None and arguments.attention is None:
-            raise KinemaError(f"`{flag}` (={value}) must go with `--attention`")
+            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must go with `--attention`")
     if arguments.guidance_scale is not None and not 0 <= arguments.guidance_scale < float("inf"):
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
     if not 0 <= arguments.seed < 2**63:

@@ -74,6 +74,8 @@ def test_a_folder_of_diffusers_generates(wan: Path, tmp_path: Path, capsys: pyte
     pattern = "sliding-tile:1x1x1,tile=1x1x1"
     all_dense = generate(wan, tmp_path / "steps.mp4", "--attention", pattern, "--dense-steps", "2")
     assert torch.equal(all_dense, dense)
+    both_ends = generate(wan, tmp_path / "ends.mp4", "--attention", pattern, "--dense-steps", "1,1")
+    assert torch.equal(both_ends, dense)
     sparse = generate(wan, tmp_path / "sparse.mp4", "--attention", pattern)
     assert sparse.shape == dense.shape
     assert not torch.equal(sparse, dense)
@@ -84,10 +86,15 @@ def test_a_folder_of_diffusers_generates(wan: Path, tmp_path: Path, capsys: pyte
     [
         (["--attention", "tiles"], "`pattern` (=tiles) must begin with one of"),
         (["--dense-steps", "2"], "`--dense-steps` (=2) must go with `--attention`"),
+        (["--attention", "full", "--dense-steps", "1,x"], "`--dense-steps` (='1,x') must be a number, or two such as"),
         (["--attention", "full", "--dense-layers", "-1"], "`--dense-layers` (=-1) must be >= 0"),
         (
             ["--attention", "spatial", "--dense-steps", "5", "--num-steps", "4"],
-            "`dense_steps` (=5) must be at most `num_steps` (=4)",
+            "`dense_steps` (=(5, 0)) must be at most `num_steps` (=4)",
+        ),
+        (
+            ["--attention", "spatial", "--dense-steps", "30,1"],
+            "`dense_steps` (=(30, 1)) must be at most `num_steps` (=30)",
         ),
         (["--attention", "spatial", "--dense-layers", "99"], "`dense_layers` (=99) must be at most 8"),
         (["--model", "no/such-hub-id"], "`model` (='no/such-hub-id') must be a pipeline's folder, or the hub id"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_mistake_through_the_installed_command(folder: Path):
     )
     assert result.returncode == 2
     assert result.stderr.startswith("kinema: error: ")
+
+
+def test_app_on_a_port_in_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from kinema.apps import loading
+
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["app", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert f"`--host` and `--port` (=127.0.0.1:{port}) must be free to listen on: Address already in use" in error
+    assert error.count("\n") == 1
 
 
 def test_interruption(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -172,12 +172,14 @@ def test_scores_of_another_kind_do_not_count(config, change):
     assert (best.name, state.best_score == 99.0) == (("step-00000006", False) if change else ("step-00000003", True))
 
 
-def test_a_stop_on_request_is_evaluated_and_not_scored(config, monkeypatch):
+def test_a_stop_on_request_saves_and_does_nothing_else(config, monkeypatch):
+    """Who asks a machine to stop may not wait for evaluations and clips."""
     stop_after(monkeypatch, 2)
-    train(config, tiny())
+    model_dir = train(config, tiny())
     state = read_state(config.run_dir / "checkpoints/step-00000002")
-    assert (state.score, state.best_score) == (None, None)
-    assert "score" in state.metrics
+    assert (state.score, state.best_score, state.metrics) == (None, None, {})
+    assert not (config.run_dir / "samples").exists()
+    assert CausalVideoTokenizer.from_pretrained(model_dir).config == tiny().config
 
 
 def test_the_linear_start_takes_clips_of_any_size(config):
