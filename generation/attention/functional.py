@@ -6,6 +6,7 @@ Shapes: b batch, h heads, n tokens of the grid (or s slots of the pattern's orde
 import logging
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from kinema.errors import KinemaError
@@ -13,7 +14,7 @@ from kinema.generation.attention.backends import BACKENDS, FALLBACK, Backend, Ba
 from kinema.generation.attention.backends.base import check_extra_mask
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
-from kinema.generation.attention.patterns import DynamicPattern, Pattern
+from kinema.generation.attention.patterns import DynamicPattern, Pattern, PerHead
 from kinema.machine import as_given
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,22 @@ def sparse_attention(
     where = f"grid {grid} in {'raster' if given is None else 'tile'} order"
     _check(query, key, value, extra_mask, num_extra_tokens, length, where)
     pattern.check_heads(query.shape[1])
+    groups = pattern.groups(grid) if isinstance(pattern, PerHead) else []
+    if len(groups) > 1:  # tiles of several kinds
+        out: dict[int, Tensor] = {}
+        for each, heads in groups:
+            own = sparse_attention(
+                *(x[:, heads] for x in (query, key, value)),
+                pattern=each,
+                grid=grid,
+                num_extra_tokens=num_extra_tokens,
+                backend=backend,
+                order="raster" if given is None else given,
+                extra_mask=extra_mask,
+                step=step,
+            )
+            out |= dict(zip(heads, own.unbind(1), strict=True))
+        return torch.stack([out[head] for head in range(query.shape[1])], dim=1)
     layout = _plan(pattern, grid, query, key, value, num_extra_tokens, step, given)
     return run_layout(query, key, value, layout, backend, extra_mask, given)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from kinema.files import atomic_path
 from kinema.generation.attention.grid import Grid
 from kinema.generation.attention.layout import BlockLayout
-from kinema.generation.attention.patterns import Density, Pattern, SpatialTemporalHeads, StaticPattern
+from kinema.generation.attention.patterns import Density, Pattern, PerHead, SpatialTemporalHeads, StaticPattern
 from kinema.generation.attention.report import label, shorten
 
 _HIDDEN, _PARTLY, _SEEN, _OWN = "#e6eaf1", "#8fb0ea", "#1f4fb5", "#d1495b"
@@ -86,16 +86,20 @@ def _views(pattern: Pattern, grid: Grid) -> Iterator[HeadView]:
             yield _view(f"{shorten(label(pattern))}, {band.axis} heads", band.plan(grid, 1), 0, band.densities(grid)[0])
         return
     densities = pattern.densities(grid)
-    if isinstance(pattern, StaticPattern):
-        layout, note = pattern.plan(grid, len(densities)), ""
-    else:
+    if not isinstance(pattern, StaticPattern):
         generator = torch.Generator().manual_seed(0)
         query, key = (torch.randn(1, 1, grid.num_tokens, 16, generator=generator) for _ in range(2))
-        layout, note = pattern.plan(grid, 1, 0, query, key), ", random queries and keys"
-    for heads in _alike(layout):
-        names = f"{', '.join(map(str, heads[:12]))}{', ...' * (len(heads) > 12)}"
-        names = "" if len(densities) == 1 else f", head{'s' * (len(heads) > 1)} {names}"
-        yield _view(f"{shorten(label(pattern))}{names}{note}", layout, heads[0], densities[heads[0]])
+        layout = pattern.plan(grid, 1, 0, query, key)
+        yield _view(f"{shorten(label(pattern))}, random queries and keys", layout, 0, densities[0])
+        return
+    groups = pattern.groups(grid) if isinstance(pattern, PerHead) else [(pattern, list(range(len(densities))))]
+    for own, members in groups:
+        layout = own.plan(grid, len(members))
+        for alike in _alike(layout):
+            heads = [members[head] for head in alike] if own.num_heads else members
+            names = f"{', '.join(map(str, heads[:12]))}{', ...' * (len(heads) > 12)}"
+            names = "" if len(densities) == 1 else f", head{'s' * (len(heads) > 1)} {names}"
+            yield _view(f"{shorten(label(pattern))}{names}", layout, alike[0], densities[heads[0]])
 
 
 def _alike(layout: BlockLayout) -> list[list[int]]:

@@ -20,12 +20,14 @@ _TABLE: dict[str, tuple[Any, ...]] = {
     "toybox-m":  (16,  384,  12,   6,   2,   (1, 1, 1),   64,   100.0, None),
     "base":      (16,  768,  16,  12,   2,   (1, 2, 2),  256, 10000.0, None),
     "large":     (16, 1536,  28,  24,   2,   (1, 2, 2),  512, 10000.0, None),
-    # Latte (arXiv 2401.03048), sizes S to XL: variant 1, blocks in turns; variant 2, the second half through time.
+    # Latte (arXiv 2401.03048), sizes S to XL: variant 1, blocks in turns; variant 2, the second half through time;
+    # variant 4, half of the heads. Variant 3 has two attentions in a block.
     "latte-s":   (16,  384,  12,   6,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
     "latte-b":   (16,  768,  12,  12,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
     "latte-l":   (16, 1024,  24,  16,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
     "latte-xl":  (16, 1152,  28,  16,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),
     "latte-xl-late": (16, 1152, 28, 16, 2,   (1, 2, 2),  256, 10000.0, _LATE),
+    "latte-xl-heads": (16, 1152, 28, 16, 2,  (1, 2, 2),  256, 10000.0, "spatial*8&temporal*8"),
     # W.A.L.T (arXiv 2312.06662): windows in space, then in space-time.
     "walt-b":    (16,  768,  12,  12,   2,   (1, 1, 1),  256, 10000.0, "window:1x16x16+window:5x8x8"),
     # CascadeV (arXiv 2501.16612), on the width and depth of PixArt XL.

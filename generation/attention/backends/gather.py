@@ -10,6 +10,7 @@ Shapes: b batch, h heads, n tokens and extra tokens in the order that they are g
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kinema.generation.attention.backends.base import Backend, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
-from kinema.generation.attention.backends.space import Space, Tokens, zeros_like
+from kinema.generation.attention.backends.space import Space, Tokens, empty_like, zeros_like
 from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.machine import as_given, computes_bf16
@@ -49,6 +50,12 @@ class _Chunk:
     twice: Bool[Tensor, "r q"] | None
     _indices: dict[tuple[str, tuple[int, int, int]], Tensor] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Numbers that it holds, about."""
+        places = self.lanes.numel() * (self.own.shape[1] + self.keys.shape[1])
+        return places + (0 if self.bias is None else self.bias.numel())
+
     def index(self, kind: Literal["own", "keys"], tokens: Tokens, num_heads: int) -> Int[Tensor, " lrx"]:
         """Where a tensor has the queries or the keys; worked out once for tensors that stand alike."""
         known = self._indices.get((kind, tokens.strides))
@@ -56,6 +63,11 @@ class _Chunk:
             places = self.own if kind == "own" else self.keys
             known = self._indices[kind, tokens.strides] = tokens.index(self.lanes, num_heads, places)
         return known
+
+
+_kept: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], list[_Chunk]]] = WeakKeyDictionary()
+_MOST_KEPT = 2**19  # numbers that are kept for a kind of call
+_MOST_CALLS = 4  # kinds of calls that are kept for a layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +78,8 @@ class _Work:
         layout: what is seen.
         batch: clips.
         heads: heads.
-        places: where the token of each slot stands.
-        is_own_order: whether slots are given, rather than tokens.
+        given: the order that tokens are given in; None: raster.
+        places: where the token of each slot stands in it.
         num_video: where extra tokens begin.
         extra: how many there are.
         chunk: numbers of gathered keys at once.
@@ -79,8 +91,8 @@ class _Work:
     layout: BlockLayout
     batch: int
     heads: int
+    given: TokenOrder | None
     places: Int[Tensor, " s"]
-    is_own_order: bool
     num_video: int
     extra: int
     chunk: int
@@ -88,8 +100,33 @@ class _Work:
     dtype: torch.dtype
     extra_mask: Bool[Tensor, "b e"] | None
 
+    def result(self, query: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+        """Memory for the result. Extra tokens, and empty slots of another order, get nothing."""
+        is_ragged = self.given is not None and self.given is not self.layout.order and self.given.is_ragged
+        return zeros_like(query) if self.extra or is_ragged else empty_like(query)
+
     def chunks(self, width: int) -> Iterator[_Chunk]:
-        """All rows, so many at once that gathered keys keep within the limit; of many lanes before many rows, because
+        """All rows. Those of a layout that is used again are worked out once, where they are few: there, it is these
+        many small operations that take the time."""
+        limits = (self.chunk // width, self.least)
+        call = (self.given, self.batch, self.heads, self.extra, *limits, self.dtype, self.places.device)
+        kept = _kept.setdefault(self.layout, {})
+        if self.extra_mask is None and call in kept:
+            yield from kept[call]
+            return
+        made: list[_Chunk] = []
+        size = 0 if self.extra_mask is None else _MOST_KEPT
+        for chunk in self._make(width):
+            yield chunk
+            size += chunk.size
+            made = [*made, chunk] if size < _MOST_KEPT else []
+        if size < _MOST_KEPT:
+            kept[call] = made
+            if len(kept) > _MOST_CALLS:
+                del kept[next(iter(kept))]
+
+    def _make(self, width: int) -> Iterator[_Chunk]:
+        """So many rows at once that gathered keys keep within the limit; of many lanes before many rows, because
         those share a mask."""
         for planned, further in rows_of(self.layout, self.batch, self.heads, self.places.device):
             numbers = (planned.keys.shape[1] * self.layout.order.tile_size + self.extra) * width
@@ -116,7 +153,7 @@ class _Work:
 
     def _twice(self, rows: Rows) -> Bool[Tensor, "r q"] | None:
         order = self.layout.order.to(rows.own.device)
-        if self.is_own_order or not order.is_ragged:
+        if self.given is self.layout.order or not order.is_ragged:
             return None
         return ~order.tiles_of(order.valid)[rows.own % order.num_tiles].flatten(1)
 
@@ -219,7 +256,7 @@ class _GatherAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, work: _Work):
         ctx.save_for_backward(query, key, value)
         ctx.work = work
-        gathered, out = _Gathered(work, query=query, key=key, value=value), zeros_like(query)
+        gathered, out = _Gathered(work, query=query, key=key, value=value), work.result(query)
         written = Tokens.of(out)
         for chunk in work.chunks(query.shape[-1]):
             with as_given(query.device):  # as in the backward pass, which autograd runs without autocast
@@ -284,8 +321,8 @@ class Gather(Backend):
             layout=layout,
             batch=query.shape[0],
             heads=query.shape[1],
+            given=given,
             places=_places(order, None if given is None else given.to(query.device)),
-            is_own_order=given is layout.order,
             num_video=num_video,
             extra=query.shape[2] - num_video,
             chunk=_CHUNK_CUDA if query.is_cuda else _CHUNK_CPU * threads,

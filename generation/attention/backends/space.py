@@ -45,8 +45,13 @@ def _has_rows(x: Tensor) -> bool:
 
 def zeros_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:
     """Zeros that stand as those of another tensor, but in rows."""
-    zeros = torch.zeros_like(x, dtype=dtype)
-    return zeros if _has_rows(zeros) else torch.zeros_like(zeros, memory_format=torch.contiguous_format)
+    return empty_like(x, dtype).zero_()
+
+
+def empty_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:
+    """Memory of the shape of another tensor, that stands as that does, but in rows."""
+    empty = torch.empty_like(x, dtype=dtype)
+    return empty if _has_rows(empty) else torch.empty_like(empty, memory_format=torch.contiguous_format)
 
 
 class Space:

@@ -1,6 +1,7 @@
 """A pattern for each head."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,18 +11,18 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import TokenMask
-from kinema.generation.attention.patterns.base import Pattern, StaticPattern
+from kinema.generation.attention.patterns.base import Density, Pattern, StaticPattern
 
 
 @dataclass(frozen=True)
 class PerHead(StaticPattern):
-    """Static patterns, one for each head, all on the same tiles.
+    """Static patterns, one for each head. Heads on other tiles than the first's run apart (`groups`).
 
     Args:
         patterns: one for each head.
 
     Raises:
-        KinemaError: there is none, or a dynamic one, or one for several heads; on a grid: their tiles differ.
+        KinemaError: there is none, or a dynamic one, or one for several heads; for a plan: their tiles differ.
     """
 
     name: ClassVar[str] = "per-head"
@@ -44,14 +45,31 @@ class PerHead(StaticPattern):
     def num_heads(self) -> int:
         return len(self.patterns)
 
+    def groups(self, grid: Grid) -> list[tuple[StaticPattern, list[int]]]:
+        """Patterns on the same tiles as one pattern, and the heads that have it; those with the most heads first."""
+        heads: dict[TokenOrder, list[int]] = {}
+        for head, pattern in enumerate(self.patterns):
+            heads.setdefault(pattern.order(grid), []).append(head)
+        groups: list[tuple[StaticPattern, list[int]]] = []
+        for own in sorted(heads.values(), key=len, reverse=True):
+            patterns = [self._static[head] for head in own]
+            groups.append((patterns[0] if len(set(patterns)) == 1 else PerHead(tuple(patterns)), own))
+        return groups
+
     def order(self, grid: Grid) -> TokenOrder:
-        orders = [pattern.order(grid) for pattern in self.patterns]
-        for pattern, order in zip(self.patterns, orders, strict=True):
-            if order is not orders[0]:
+        return Counter(pattern.order(grid) for pattern in self.patterns).most_common(1)[0][0]
+
+    def _check_tiles(self, grid: Grid) -> None:
+        for pattern in self.patterns:
+            if pattern.order(grid) is not self.patterns[0].order(grid):
                 raise KinemaError(
-                    f"`patterns` (with {pattern!r}) must have the tiles of the first, {self.patterns[0]!r}"
+                    f"`patterns` (with {pattern!r}) must have the tiles of the first, {self.patterns[0]!r}, to be"
+                    " planned as one; plan its `groups`"
                 )
-        return orders[0]
+
+    def densities(self, grid: Grid) -> tuple[Density, ...]:
+        own = (pattern.densities(grid)[0] for pattern in self.patterns)
+        return tuple(replace(density, heads=str(head)) for head, density in enumerate(own))
 
     def sees(self, grid: Grid) -> TokenMask:
         masks = [pattern.sees(grid) for pattern in self._static]
@@ -65,7 +83,7 @@ class PerHead(StaticPattern):
         return sees
 
     def tables(self, grid: Grid) -> tuple[Bool[Tensor, "h q q"], Bool[Tensor, "h q q"] | None]:
-        self.order(grid)
+        self._check_tiles(grid)
         tables = [pattern.tables(grid) for pattern in self._static]
         seen = torch.cat([table for table, _ in tables])
         if all(whole is None for _, whole in tables):
@@ -73,5 +91,4 @@ class PerHead(StaticPattern):
         return seen, torch.cat([seen if whole is None else whole for seen, whole in tables])
 
     def num_pairs(self, grid: Grid) -> list[int]:
-        self.order(grid)
         return [pattern.num_pairs(grid)[0] for pattern in self._static]

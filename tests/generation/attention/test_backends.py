@@ -159,11 +159,19 @@ def test_per_head_patterns_on_all_heads():
         PerHead((SlidingTile(tile, (1, 1, 1)), BlockCausal(2, tile=tile), SlidingTile(tile, (3, 1, 3)))),
         PerHead((Band("spatial", 0.2, (2, 4)), Band("temporal", 0.2, (2, 4)), Band("spatial", 0.4, (2, 4)))),
         SlidingTile(tile, ((1, 1, 1), (1, 3, 1), (3, 3, 3))),
+        PerHead((Spatial(), Temporal(), SlidingTile(tile, (1, 1, 3)))),
+        PerHead((Temporal(), Spatial(), Temporal())),
     ):
         expected = reference(tensors, pattern, grid, 2)
-        for backend in ("gather", "masked"):
+        for backend in ("gather", "masked", "auto"):
             out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=2, backend=backend)
             assert (out - expected).abs().max() <= 1e-5
+            order = pattern.order(grid)
+            arranged: Any = [order.arrange(x, 2) for x in tensors]
+            out = sparse_attention(
+                *arranged, pattern=pattern, grid=grid, num_extra_tokens=2, backend=backend, order="tile"
+            )
+            assert (order.restore(out, 2) - expected).abs().max() <= 1e-5
 
 
 def test_what_fails_is_run_by_another_that_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -190,6 +190,41 @@ def test_neighbours_are_joined_where_that_is_faster(pattern: StaticPattern, size
     assert max(sizes) == size
 
 
+def test_what_is_worked_out_for_a_layout_is_kept(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    original = gather._Work._make
+
+    def watched(work: Any, width: int) -> Any:
+        made.append(work.batch)
+        return original(work, width)
+
+    monkeypatch.setattr(gather._Work, "_make", watched)
+    grid, pattern = Grid(4, 9, 7), SlidingTile((2, 3, 4), (1, 3, 1))
+    options: Any = dict(pattern=pattern, grid=grid, num_extra_tokens=2, backend="gather")
+    kept = gather._kept.setdefault(pattern.plan(grid, 3, 2), {})
+    order = pattern.order(grid)
+    for turn in range(2):
+        for batch in range(1, 8):
+            tensors = inputs(grid, 2, batch, seed=turn)
+            expected = reference(tensors, pattern, grid, 2)
+            assert (sparse_attention(*tensors, **options) - expected).abs().max() <= 1e-5
+            arranged: Any = [order.arrange(x, 2) for x in tensors]
+            out = order.restore(sparse_attention(*arranged, order="tile", **options), 2)
+            assert (out - expected).abs().max() <= 1e-5
+            before = len(made)
+            assert (sparse_attention(*tensors, **options) - expected).abs().max() <= 1e-5
+            assert len(made) == before
+            assert len(kept) <= gather._MOST_CALLS
+    tensors = inputs(grid, 2)
+    for masks in (torch.tensor([[True, False], [True, True]]), torch.tensor([[False, False], [False, True]])):
+        expected = reference(tensors, pattern, grid, 2, masks)
+        assert (sparse_attention(*tensors, extra_mask=masks, **options) - expected).abs().max() <= 1e-5
+    monkeypatch.setattr(gather, "_MOST_KEPT", 100)
+    kept.clear()
+    sparse_attention(*tensors, **options)
+    assert not kept
+
+
 def test_space_is_used_again_and_gives_what_is_asked():
     space, x = Space(), torch.arange(12.0).view(3, 2, 2)
     first = space.select("key", x, torch.tensor([2, 0]))

@@ -262,6 +262,17 @@ def test_per_head_patterns():
     assert windows.plan(grid, 2).counts[0].float().mean(-1).tolist() == [1.0, 2.0]
 
 
+def test_heads_on_other_tiles_are_groups():
+    grid = Grid(3, 2, 4)
+    pattern = PerHead((Temporal(), Spatial(), Spatial(), Full(), Temporal(), Spatial()))
+    assert pattern.groups(grid) == [(Spatial(), [1, 2, 5]), (Temporal(), [0, 4]), (Full(), [3])]
+    assert pattern.order(grid) is Spatial().order(grid)
+    assert [own.density for own in pattern.densities(grid)] == [1 / 8, 1 / 3, 1 / 3, 1, 1 / 8, 1 / 3]
+    assert pattern.density(grid) == pytest.approx((3 / 3 + 2 / 8 + 1) / 6)
+    windows = PerHead((SlidingTile((1, 1, 1), (1, 1, 1)), Spatial(), SlidingTile((1, 1, 1), (3, 1, 1))))
+    assert windows.groups(grid) == [(PerHead((windows.patterns[0], windows.patterns[2])), [0, 2]), (Spatial(), [1])]
+
+
 def test_per_head_patterns_with_parts_of_tiles():
     grid = Grid(4, 3, 3)
     heads = (Band("spatial", 0.2, (2, 4)), Band("temporal", 0.2, (2, 4)))
@@ -307,7 +318,7 @@ def test_a_window_larger_than_the_grid_is_all_of_it_and_says_so(caplog: pytest.L
         (lambda: PerHead(()), r"`patterns`"),
         (lambda: PerHead((Spatial(), TileTopK(k=2))), r"`patterns` .* must be static"),
         (lambda: PerHead((SlidingTile(window=((1, 1, 1), (3, 3, 3))),)), r"`patterns` .* must be for one head each"),
-        (lambda: PerHead((Spatial(), Temporal())).plan(Grid(2, 2, 2), 2), r"must have the tiles of the first"),
+        (lambda: PerHead((Spatial(), Temporal())).plan(Grid(2, 2, 2), 2), r"the tiles of the first, .* its `groups`"),
         (lambda: PerHead((Spatial(),)).plan(Grid(2, 2, 2), 2), r"`num_heads` \(=2\) must be 1, the heads of `pattern`"),
         (
             lambda: SlidingTile((2, 2, 2), ((1, 1, 1), (3, 1, 1))).plan(Grid(2, 2, 2), 3),
