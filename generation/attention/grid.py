@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.machine import lasting
 
 Axis = tuple[tuple[int, ...], ...]
 """Positions along one axis, in groups; each position is in one of them."""
@@ -98,7 +99,8 @@ class TokenOrder:
         if self.tokens.device == device:
             return self
         if device not in self._copies:
-            tables = [x.to(device) for x in (self.tokens, self.valid, self.slots)]
+            with lasting():
+                tables = [x.to(device) for x in (self.tokens, self.valid, self.slots)]
             self._copies[device] = replace(self, tokens=tables[0], valid=tables[1], slots=tables[2], _copies={})
         return self._copies[device]
 
@@ -158,6 +160,11 @@ def token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> T
     Example:
         Tiles 2×8×8: ``token_order(grid, grid.sizes, (runs(grid.t, 2), runs(grid.h, 8), runs(grid.w, 8)))``.
     """
+    with lasting():
+        return _token_order(grid, shape, axes)
+
+
+def _token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> TokenOrder:
     assert prod(shape) == grid.num_tokens
     assert all(
         sorted(x for group in axis for x in group) == list(range(n)) for n, axis in zip(shape, axes, strict=True)

@@ -28,6 +28,13 @@ def as_given(device: "torch.device") -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
+def lasting() -> AbstractContextManager[Any]:
+    """Within it, tensors are made that may be kept: what `torch.inference_mode` makes, training cannot use later."""
+    import torch
+
+    return torch.inference_mode(False)
+
+
 def computes_bf16(device: "torch.device") -> bool:
     """Whether a device multiplies matrices in bfloat16 itself, rather than by slow emulation."""
     import torch

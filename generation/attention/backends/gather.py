@@ -23,7 +23,7 @@ from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.backends.space import Space, Tokens, empty_like, zeros_like
 from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.layout import BlockLayout
-from kinema.machine import as_given, computes_bf16
+from kinema.machine import as_given, computes_bf16, lasting
 
 # Numbers of gathered keys of a chunk, on a CPU for each thread: more saves calls, less stays in the processor's cache
 # (docs/decisions.md).
@@ -181,7 +181,8 @@ class _Work:
     def _bias(self, seen: Bool[Tensor, "_ r _ k"] | None) -> Float[Tensor, "_ r _ k"] | None:
         if seen is None:
             return None
-        return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        with lasting():  # the backward pass saves it
+            return torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def _with_extra(
         self, seen: Bool[Tensor, "1 r q k"] | None, lanes: Int[Tensor, "l r"], num_keys: int

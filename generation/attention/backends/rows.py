@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kinema.generation.attention.layout import BlockLayout
+from kinema.machine import lasting
 
 # Tiles of queries of one row, at most. Many queries at once keep the kernels busy; a CPU's has its largest blocks from
 # 768 queries on.
@@ -68,7 +69,8 @@ def _planned(layout: BlockLayout, batch: int, heads: int, device: torch.device) 
     plans = _plans.setdefault(layout, {})
     if device not in plans:
         make = _alike if layout.mask is None else _neighbours
-        plans[device] = list(make(layout, batch, heads, device))
+        with lasting():
+            plans[device] = list(make(layout, batch, heads, device))
     return plans[device]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout, TokenMask, layout_from_tables
+from kinema.machine import lasting
 
 _CHUNK = 2**24  # pairs of tokens looked at at once
 
@@ -186,7 +187,8 @@ def band_pairs(length: int, reach: int) -> int:
 
 @lru_cache(maxsize=256)
 def _static_plan(pattern: StaticPattern, grid: Grid, num_heads: int, num_extra_tokens: int) -> BlockLayout:
-    seen, whole = pattern.tables(grid)
-    mask = None if whole is None else pattern.sees(grid)
-    whole = None if whole is None else whole[None]
-    return layout_from_tables(pattern.order(grid), num_heads, num_extra_tokens, seen[None], whole, mask)
+    with lasting():
+        seen, whole = pattern.tables(grid)
+        mask = None if whole is None else pattern.sees(grid)
+        whole = None if whole is None else whole[None]
+        return layout_from_tables(pattern.order(grid), num_heads, num_extra_tokens, seen[None], whole, mask)

@@ -31,6 +31,8 @@ from kinema.generation.attention import (
 )
 from kinema.generation.attention.backends import BACKENDS, BackendFailed, gather
 from kinema.generation.attention.backends.flex import Flex
+from kinema.generation.attention.grid import token_order
+from kinema.generation.attention.patterns import base
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,6 +129,27 @@ def test_half_precision_stays_near(grid: Grid, make: Callable, extra: int, dtype
             out = sparse_attention(*tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend=backend)
             assert out.dtype == dtype
             assert (out - expected).abs().max() <= (0.04 if dtype == torch.bfloat16 else 0.006), backend
+
+
+@settings(max_examples=30)
+@given(grid=grids, make=patterns, order=st.sampled_from(["raster", "tile"]))
+def test_what_inference_keeps_can_be_trained_with(grid: Grid, make: Callable, order: str):
+    """Orders, plans and masks are kept for the next call, which may have gradients."""
+    pattern = make()
+    token_order.cache_clear()
+    base._static_plan.cache_clear()
+    tensors = inputs(grid)
+
+    def run(tensors: Any) -> Tensor:
+        if order == "tile":
+            tensors = [pattern.order(grid).arrange(x, 2) for x in tensors]
+        return sparse_attention(*tensors, pattern=pattern, grid=grid, order=order)
+
+    with torch.inference_mode():
+        first = run([x.clone() for x in tensors])
+    out = run([x.requires_grad_() for x in tensors])
+    assert torch.equal(out, first)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.square().sum(), tensors))
 
 
 @pytest.mark.parametrize(
