@@ -64,13 +64,14 @@ class ClipMaker:
     def __call__(
         self,
         prompt: str,
-        image: Any,
-        seed: float | None,
-        num_steps: float | None,
-        guidance_scale: float | None,
-        num_frames: float | None,
+        image: Any = None,
+        seed: float | None = None,
+        num_steps: float | None = None,
+        guidance_scale: float | None = None,
+        num_frames: float | None = None,
     ) -> str:
-        """The path of a new clip; a number is None where its field was emptied.
+        """The path of a new clip; a number is None where its field was emptied. Programs that leave one out get the
+        value of its field.
 
         Args:
             prompt: What it shows.

@@ -88,7 +88,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             # What is due after a number of steps: evaluate, show, save, stop.
             finished = state.step >= config.num_steps
             out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
-            ended = finished or out_of_time
+            ended = any_process(accelerator, finished or out_of_time)
             done = any_process(accelerator, ended or stop_asked())
             due = [ended or (state.step > first_step and state.step % every == 0) for every in intervals]
             # A stop on request saves, and leaves no other mark: the run that goes on is the one that was never stopped.
@@ -100,7 +100,8 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                 improved = is_better(state.score, state.best_score)
                 state.best_score = state.score if improved else state.best_score
                 accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
-                logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
+                if state.metrics:
+                    logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
             if due[1] and accelerator.is_main_process:
                 samples = task.sample(ema.model)
                 if samples is not None:
@@ -168,7 +169,11 @@ def log_changes(config: TrainingConfig, path: Path) -> None:
     """Says which settings differ from those that the run had so far."""
     if path.is_file():
         before, now = json.loads(path.read_text()), to_dict(config)
-        changes = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        changes = [
+            f"{name} {before.get(name)} -> {now[name]}"
+            for name in now
+            if name != "resume" and before.get(name) != now[name]
+        ]
         logger.info("settings changed: %s", "; ".join(changes) or "none")
 
 

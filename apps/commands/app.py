@@ -1,6 +1,7 @@
 """Open a page in the browser that makes clips from prompts and pictures."""
 
 import argparse
+import errno
 import socket
 
 from kinema.errors import KinemaError
@@ -37,5 +38,7 @@ def check_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise KinemaError(f"`--port` (={port}) must be free: something listens on {host}:{port} already") from error
         why = error.strerror or str(error)
-        raise KinemaError(f"`--host` and `--port` (={host}:{port}) must be free to listen on: {why}") from error
+        raise KinemaError(f"`--host` and `--port` (={host}:{port}) must be open to listen on: {why}") from error

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked, load the model, make the clips."""
     check_numbers(arguments)
+    check_attention(arguments)
     jobs = plan_jobs(arguments)
     if arguments.image is not None:
         check_input_file(arguments.image, "image")
@@ -212,12 +213,8 @@ def slug(prompt: str) -> str:
     return name or "clip"
 
 
-def check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise `KinemaError` where a number that was given is out of range."""
-    for name in ("num_frames", "height", "width", "num_steps"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
+def check_attention(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` where what is given about sparse attention does not go together."""
     if arguments.dense_steps is not None:
         parse_dense_steps(arguments.dense_steps)
     if arguments.dense_layers is not None and arguments.dense_layers < 0:
@@ -226,6 +223,14 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and arguments.attention is None:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must go with `--attention`")
+
+
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise `KinemaError` where a number that was given is out of range."""
+    for name in ("num_frames", "height", "width", "num_steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
     if arguments.guidance_scale is not None and not 0 <= arguments.guidance_scale < float("inf"):
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
     if not 0 <= arguments.seed < 2**63:

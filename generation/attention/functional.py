@@ -177,7 +177,7 @@ def _say_failure(name: str, reason: str) -> None:
 @lru_cache(maxsize=256)
 def _say(name: str, device: str, dtype: str, tile_size: int, others: tuple[tuple[str, str], ...]) -> None:
     """One line for each kind of call."""
-    because = "; ".join(f"{other}: {reason}" for other, reason in others) or "nothing is faster"
+    because = "; ".join(f"not {other}: {reason}" for other, reason in others) or "nothing is faster"
     logger.info("attention backend %s on %s, %s, tiles of %d tokens (%s)", name, device, dtype, tile_size, because)
 
 
@@ -192,6 +192,8 @@ def _check(
                 f"`{name}` (of shape {tuple(x.shape)}) must be (b, heads, {length} tokens, d): {of} and"
                 f" {num_extra_tokens} extra tokens"
             )
+        if not x.shape[3]:
+            raise KinemaError(f"`{name}` (of shape {tuple(x.shape)}) must have heads of a width of at least 1")
         if x.shape != query.shape:
             raise KinemaError(f"`{name}` (of shape {tuple(x.shape)}) must fit `query` (of shape {tuple(query.shape)})")
         if x.dtype != query.dtype or x.device != query.device:

@@ -148,7 +148,7 @@ def runs(size: int, length: int, offset: int = 0) -> Axis:
     return tuple(tuple(range(a, b)) for a, b in zip(starts, [*starts[1:], size], strict=True))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> TokenOrder:
     """The order whose tiles are the products of groups along the axes. Computed once for each grid.
 

@@ -94,7 +94,7 @@ MISTAKES = {
     "report --video 5x64x64 --pattern full --model tiny": "`--grid`",
     f"report {GRID} --pattern nonsense": "`pattern` (=nonsense)",
     f"report {GRID} --pattern sliding-tile:2x2x2": "`window` (=(2, 2, 2))",
-    f"report {GRID} --pattern sliding-tile:1x1x1/3x3x3": "`num_heads` (=12) must be 2",
+    f"report {GRID} --pattern sliding-tile:1x1x1/3x3x3": "`pattern` (=sliding-tile:1x1x1/3x3x3) is for 2",
     f"report {GRID} --pattern full --model nonsense": "`model` (='nonsense')",
     f"report {GRID} --pattern full --dense-layers -1": "`--dense-layers` (=-1)",
     f"report {GRID} --pattern full --dense-layers 31": "`dense_layers` (=31)",

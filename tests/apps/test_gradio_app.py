@@ -21,6 +21,14 @@ def test_page_has_fields_with_the_pipelines_defaults(pipeline: Any):
     assert {"Prompt", "First frame (optional)", "Seed", "Clip"} <= set(fields)
 
 
+def test_programs_may_leave_out_all_but_the_prompt(pipeline: Any):
+    information: Any = build_app(pipeline).get_api_info()
+    parameters = {each["parameter_name"]: each for each in information["named_endpoints"]["/generate"]["parameters"]}
+    assert list(parameters) == ["prompt", "image", "seed", "num_steps", "guidance_scale", "num_frames"]
+    assert all(each["parameter_has_default"] for each in parameters.values())
+    assert parameters["num_steps"]["parameter_default"] == 20
+
+
 def test_page_lists_the_words_of_a_word_model(pipeline: Any):
     from kinema.generation.text import build_word_tokenizer
 

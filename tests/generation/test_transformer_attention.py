@@ -219,7 +219,7 @@ def test_a_model_keeps_its_attention_when_saved(tmp_path):
     ("patterns", "message"),
     [
         ("tiles", "`pattern`"),
-        (SlidingTile(window=((1, 1, 1), (1, 1, 1), (1, 1, 1))), r"`num_heads` \(=2\) must be 3"),
+        (SlidingTile(window=((1, 1, 1), (1, 1, 1), (1, 1, 1))), r"is for 3 heads, .* there are: 2"),
         (PatternSchedule((Spatial(),), dense_layers=(3,)), r"`dense_layers` \(with 3\)"),
         ([], r"`patterns` \(=\(\)\)"),
     ],

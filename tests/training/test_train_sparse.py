@@ -89,7 +89,7 @@ def test_a_dense_model_goes_on_sparse(config, tmp_path):
         ({"anneal_every": 2}, r"`anneal_every` \(=2\) must go with an `attention` like tile-top-k:share=0.1, not None"),
         ({"anneal_every": 2, "attention": "tile-top-k:4"}, r"not tile-top-k:4"),
         ({"attention": "tiles"}, r"`pattern` \(=tiles\)"),
-        ({"attention": "sliding-tile:1x1x1/3x3x3/1x1x1"}, r"`num_heads` \(=2\) must be 3"),
+        ({"attention": "sliding-tile:1x1x1/3x3x3/1x1x1"}, r"is for 3 heads, .* there are: 2"),
     ],
 )
 def test_mistakes_are_named(config, changes, message):

@@ -30,6 +30,11 @@ from kinema.machine import as_given, computes_bf16, lasting
 _CHUNK_CPU = 2**19
 _CHUNK_CUDA = 2**26
 
+# What is kept for the next call: numbers for a kind of call, kinds of calls for a layout, indices for ways to stand.
+_MOST_KEPT = 2**19
+_MOST_CALLS = 4
+_MOST_INDICES = 8
+
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
@@ -60,14 +65,14 @@ class _Chunk:
         """Where a tensor has the queries or the keys; worked out once for tensors that stand alike."""
         known = self._indices.get((kind, tokens.strides))
         if known is None:
+            if len(self._indices) >= _MOST_INDICES:
+                self._indices.clear()
             places = self.own if kind == "own" else self.keys
             known = self._indices[kind, tokens.strides] = tokens.index(self.lanes, num_heads, places)
         return known
 
 
 _kept: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], list[_Chunk]]] = WeakKeyDictionary()
-_MOST_KEPT = 2**19  # numbers that are kept for a kind of call
-_MOST_CALLS = 4  # kinds of calls that are kept for a layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +116,9 @@ class _Work:
         limits = (self.chunk // width, self.least)
         call = (self.given, self.batch, self.heads, self.extra, *limits, self.dtype, self.places.device)
         kept = _kept.setdefault(self.layout, {})
-        if self.extra_mask is None and call in kept:
-            yield from kept[call]
+        known = kept.get(call) if self.extra_mask is None else None
+        if known is not None:
+            yield from known
             return
         made: list[_Chunk] = []
         size = 0 if self.extra_mask is None else _MOST_KEPT
@@ -122,8 +128,8 @@ class _Work:
             made = [*made, chunk] if size < _MOST_KEPT else []
         if size < _MOST_KEPT:
             kept[call] = made
-            if len(kept) > _MOST_CALLS:
-                del kept[next(iter(kept))]
+            for other in list(kept)[:-_MOST_CALLS]:  # other threads may do the same
+                kept.pop(other, None)
 
     def _make(self, width: int) -> Iterator[_Chunk]:
         """So many rows at once that gathered keys keep within the limit; of many lanes before many rows, because
@@ -271,8 +277,8 @@ class _GatherAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         inputs, work = ctx.saved_tensors, ctx.work
         gathered = _Gathered(work, **dict(zip(_INPUTS, inputs, strict=True)), grad=grads[0])
-        # float32 sums: a key is in many tiles' lists.
-        sums = [zeros_like(x, torch.float32) for x in inputs]
+        # Sums in float32 at least: a key is in many tiles' lists.
+        sums = [zeros_like(x, torch.promote_types(x.dtype, torch.float32)) for x in inputs]
         totals = [Tokens.of(x) for x in sums]
         for chunk in work.chunks(inputs[0].shape[-1]):
             grad = gathered.take("grad", chunk, "own")
@@ -284,7 +290,7 @@ class _GatherAttention(torch.autograd.Function):
             kinds = _INPUTS.values()
             for own, total, kind in zip(torch.autograd.grad(out, leaves, grad), totals, kinds, strict=True):
                 index = chunk.index(kind, total, work.heads)
-                total.rows.index_add_(0, index, own.reshape(len(index), -1).float())
+                total.rows.index_add_(0, index, own.reshape(len(index), -1).to(total.rows.dtype))
         return (*(total.to(x.dtype) for total, x in zip(sums, inputs, strict=True)), None)
 
 

@@ -28,8 +28,11 @@ class Tokens:
         """Those of a tensor; a view where its numbers stand in rows, as those of transposed and sliced tensors do."""
         x = x if _has_rows(x) else x.contiguous()
         width = x.shape[3]
-        clip, head, token = (stride // width for stride in x.stride()[:3])
-        last = sum((size - 1) * stride for size, stride in zip(x.shape, (clip, head, token), strict=False))
+        # Where there is one clip, head or token only, a stride says nothing.
+        clip, head, token = (
+            stride // width * (size > 1) for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
+        )
+        last = sum((size - 1) * stride for size, stride in zip(x.shape[:3], (clip, head, token), strict=True))
         return cls(x.as_strided((last + 1, width), (width, 1)), (clip, head, token))
 
     def index(self, lanes: Int[Tensor, "l r"], num_heads: int, places: Int[Tensor, "r x"]) -> Int[Tensor, " lrx"]:
@@ -40,7 +43,9 @@ class Tokens:
 
 
 def _has_rows(x: Tensor) -> bool:
-    return x.stride(3) == 1 and not any(stride % x.shape[3] for stride in x.stride()[:3])
+    return x.stride(3) == 1 and not any(
+        stride % x.shape[3] for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1
+    )
 
 
 def zeros_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:

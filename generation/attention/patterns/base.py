@@ -6,7 +6,7 @@ Shapes: b batch, h heads, n tokens of the grid and extra tokens behind them, d h
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -99,11 +99,13 @@ class Pattern(ABC):
         if num_heads < 1:
             raise KinemaError(f"`num_heads` (={num_heads}) must be at least 1")
         if self.num_heads not in (None, num_heads):
-            text = str(self)
+            from kinema.generation.attention.text import pattern_text  # which knows all patterns
+
+            pattern: Any = self
+            text = pattern_text(pattern)
             text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
             raise KinemaError(
-                f"`num_heads` (={num_heads}) must be {self.num_heads}, the heads of `pattern` (={text}): a model has as"
-                " many as it was made with"
+                f"`pattern` (={text}) is for {self.num_heads} heads, and must be for as many as there are: {num_heads}"
             )
 
 

@@ -16,7 +16,7 @@ from kinema.generation.attention.patterns.base import Density, Pattern, StaticPa
 
 @dataclass(frozen=True)
 class PerHead(StaticPattern):
-    """Static patterns, one for each head. Heads on other tiles than the first's run apart (`groups`).
+    """Static patterns, one for each head. Heads on different tiles run apart (`groups`).
 
     Args:
         patterns: one for each head.
@@ -53,7 +53,8 @@ class PerHead(StaticPattern):
         groups: list[tuple[StaticPattern, list[int]]] = []
         for own in sorted(heads.values(), key=len, reverse=True):
             patterns = [self._static[head] for head in own]
-            groups.append((patterns[0] if len(set(patterns)) == 1 else PerHead(tuple(patterns)), own))
+            is_one = len(set(patterns)) == 1 and patterns[0].num_heads in (None, len(own))
+            groups.append((patterns[0] if is_one else PerHead(tuple(patterns)), own))
         return groups
 
     def order(self, grid: Grid) -> TokenOrder:

@@ -269,6 +269,8 @@ def test_heads_on_other_tiles_are_groups():
     assert pattern.order(grid) is Spatial().order(grid)
     assert [own.density for own in pattern.densities(grid)] == [1 / 8, 1 / 3, 1 / 3, 1, 1 / 8, 1 / 3]
     assert pattern.density(grid) == pytest.approx((3 / 3 + 2 / 8 + 1) / 6)
+    one = PerHead((Spatial(),))
+    assert PerHead((one, Temporal(), one)).groups(grid) == [(PerHead((one, one)), [0, 2]), (Temporal(), [1])]
     windows = PerHead((SlidingTile((1, 1, 1), (1, 1, 1)), Spatial(), SlidingTile((1, 1, 1), (3, 1, 1))))
     assert windows.groups(grid) == [(PerHead((windows.patterns[0], windows.patterns[2])), [0, 2]), (Spatial(), [1])]
 
@@ -319,10 +321,10 @@ def test_a_window_larger_than_the_grid_is_all_of_it_and_says_so(caplog: pytest.L
         (lambda: PerHead((Spatial(), TileTopK(k=2))), r"`patterns` .* must be static"),
         (lambda: PerHead((SlidingTile(window=((1, 1, 1), (3, 3, 3))),)), r"`patterns` .* must be for one head each"),
         (lambda: PerHead((Spatial(), Temporal())).plan(Grid(2, 2, 2), 2), r"the tiles of the first, .* its `groups`"),
-        (lambda: PerHead((Spatial(),)).plan(Grid(2, 2, 2), 2), r"`num_heads` \(=2\) must be 1, the heads of `pattern`"),
+        (lambda: PerHead((Spatial(),)).plan(Grid(2, 2, 2), 2), r"`pattern` \(=spatial\*1\) is for 1 heads, .* are: 2"),
         (
             lambda: SlidingTile((2, 2, 2), ((1, 1, 1), (3, 1, 1))).plan(Grid(2, 2, 2), 3),
-            r"`num_heads` \(=3\) must be 2",
+            r"is for 2 heads, .* there are: 3",
         ),
         (lambda: Full().plan(Grid(2, 2, 2), 0), r"`num_heads` \(=0\)"),
         (lambda: TileTopK(k=1).plan(Grid(2, 2, 2), 1), r"`query` \(=None\) must be given"),

@@ -224,7 +224,7 @@ def test_dense_steps_and_layers(family: Case) -> None:
         ({"transformer": []}, "`transformer`"),
         ({"pattern": "sliding"}, "`pattern` .=sliding. must begin with"),
         ({"pattern": ()}, "`patterns`"),
-        ({"pattern": SlidingTile(window=((1, 1, 1),) * 3)}, "`num_heads` .=2. must be 3"),
+        ({"pattern": SlidingTile(window=((1, 1, 1),) * 3)}, "is for 3 heads, .* there are: 2"),
         ({"pattern": PatternSchedule((TILED,)), "dense_layers": 1}, "`dense_layers` .=1. must be left out"),
         ({"dense_layers": (3,)}, "`dense_layers` .with 3. must lie"),
         ({"dense_steps": -1}, "`dense_steps`"),

@@ -278,7 +278,7 @@ def test_sizes_are_those_of_diffusers():
         ),
         (
             lambda: attention_report(PerHead((Spatial(),)), GRID),
-            r"`num_heads` \(=12\) must be 1, the heads of `pattern`",
+            r"`pattern` \(=spatial\*1\) is for 1 heads, and must be for as many as there are: 12",
         ),
         (lambda: attention_report(Full(), Grid(1, 3000, 3000)), r"`grid` \(=1x3000x3000\) must have at most 4,194,304"),
         (

@@ -88,7 +88,7 @@ def test_mistakes_are_named(settings: dict, message: str):
 def test_mistakes_are_found_before_any_work():
     with pytest.raises(KinemaError, match=r"`dense_layers` \(with 7\) must lie in -4\.\.3"):
         PatternSchedule((Spatial(),), dense_layers=(0, 7)).check(4, 2)
-    with pytest.raises(KinemaError, match=r"`num_heads` \(=3\) must be 2"):
+    with pytest.raises(KinemaError, match=r"is for 2 heads, .* there are: 3"):
         PatternSchedule((SlidingTile(window=((1, 1, 1), (3, 3, 3))),)).check(4, 3)
     with pytest.raises(KinemaError, match=r"`num_steps` \(=None\)"):
         PatternSchedule((Spatial(),), dense_steps=(0, 1)).at(0, 1, 0, None, GRID)
