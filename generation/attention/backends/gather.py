@@ -172,17 +172,22 @@ class _Work:
         # Half the bytes of long integers; a mask goes through many pairs of tokens.
         tokens, valid = order.tiles_of(order.tokens).int(), order.tiles_of(order.valid)
         exists = valid[rows.keys % tiles].unsqueeze(1)  # r 1 c m
-        # What all rows see wholly needs no look at single tokens.
-        whole = rows.keys.shape[1] if self.layout.mask is None else int(rows.full.min())
+        if rows.rank is None or self.layout.mask is None:
+            return exists.expand(-1, shape[2], -1, -1).reshape(shape)
+        assert rows.full is not None
+        # What all rows see wholly needs no look at tiles, and what a tile of queries sees wholly none at tokens.
+        whole = int(rows.full.min())
+        rank, keys = rows.rank[:, :, whole:], rows.keys[:, whole:]
+        rest = (rank == 2)[:, :, None, :, None].repeat(1, 1, order.tile_size, 1, order.tile_size)  # r g m c m
+        row, own, key = (rank == 1).nonzero(as_tuple=True)
+        lane = rows.own[row, own] // tiles
+        head = lane if self.layout.indices.shape[0] > 1 else lane % self.heads
+        query_tokens, key_tokens = tokens[rows.own[row, own] % tiles], tokens[keys[row, key] % tiles]
+        part = self.layout.mask(head[:, None, None], query_tokens[:, :, None], key_tokens[:, None, :])
+        rest.transpose(2, 3)[row, own, key] = part
+        rest &= exists[:, :, None, whole:]
         seen = exists[:, :, :whole].expand(-1, shape[2], -1, -1).flatten(2)
-        if self.layout.mask is not None:
-            head = rows.own // tiles if self.layout.indices.shape[0] > 1 else rows.own // tiles % self.heads
-            query, key = tokens[rows.own % tiles], tokens[rows.keys[:, whole:] % tiles]
-            part = self.layout.mask(head[:, :1, None, None], query.flatten(1)[:, :, None, None], key[:, None])
-            places = torch.arange(whole, rows.keys.shape[1], device=rows.own.device)
-            part = exists[:, :, whole:] & (part | (places < rows.full[:, None])[:, None, :, None])
-            seen = torch.cat((seen, part.flatten(2)), dim=2)
-        return seen.view(shape)
+        return torch.cat((seen, rest.flatten(3).flatten(1, 2)), dim=2).view(shape)
 
     def _bias(self, seen: Bool[Tensor, "_ r _ k"] | None) -> Float[Tensor, "_ r _ k"] | None:
         if seen is None:

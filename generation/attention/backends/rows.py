@@ -9,7 +9,7 @@ from math import inf
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -34,17 +34,20 @@ class Rows:
         own: tiles of queries of each row.
         keys: the tiles of keys that they see.
         full: how many of those, the first ones, all queries see wholly; None: all, and none has an empty slot.
+        rank: what each tile of queries sees of each of them: 0 nothing, 1 a part, 2 all; None: all of all.
     """
 
     own: Int[Tensor, "r g"]
     keys: Int[Tensor, "r c"]
     full: Int[Tensor, " r"] | None
+    rank: Int[Tensor, "r g c"] | None = None
 
     def split(self, size: int) -> Iterator["Rows"]:
         """At most so many rows at once."""
-        full = [None] * len(self.own) if self.full is None else self.full.split(size)
-        for own, keys, part in zip(self.own.split(size), self.keys.split(size), full, strict=False):
-            yield Rows(own, keys, part)
+        for first in range(0, len(self.own), size):
+            some = slice(first, first + size)
+            full, rank = (None if x is None else x[some] for x in (self.full, self.rank))
+            yield Rows(self.own[some], self.keys[some], full, rank)
 
 
 def rows_of(
@@ -95,16 +98,17 @@ def _neighbours(layout: BlockLayout, batch: int, heads: int, device: torch.devic
     tiles, size = seen.shape[1], _fastest(seen, layout.order.tile_size)
     heads_own = torch.arange(len(seen) * tiles, device=device).split(tiles)
     own = [part for tiles_own in heads_own for part in tiles_own.split(size)]
+    rank = _by_groups(seen.to(torch.int8) + whole.to(torch.int8), size, 0).flatten(0, 1)
     seen = _by_groups(seen, size, False).any(2).flatten(0, 1)
     whole = _by_groups(whole, size, True).all(2).flatten(0, 1)
     # Those that all see wholly come first; a stable sort keeps tiles in their order, near ones together.
-    rank = seen.to(torch.int8) + whole.to(torch.int8)
-    keys = rank.sort(dim=1, descending=True, stable=True).indices
+    keys = (seen.to(torch.int8) + whole.to(torch.int8)).sort(dim=1, descending=True, stable=True).indices
+    rank = rank.gather(2, keys[:, None].expand_as(rank))
     first = torch.stack([part[0] for part in own]) // tiles * tiles
-    yield from _collated(layout, own, keys + first[:, None], seen.sum(1), whole.sum(1))
+    yield from _collated(layout, own, keys + first[:, None], seen.sum(1), whole.sum(1), rank)
 
 
-def _by_groups(table: Bool[Tensor, "a q k"], size: int, fill: bool) -> Bool[Tensor, "a r g k"]:
+def _by_groups(table: Shaped[Tensor, "a q k"], size: int, fill: int) -> Shaped[Tensor, "a r g k"]:
     """Groups of neighbouring tiles of queries; the last one is filled up."""
     return pad(table, (0, 0, 0, -table.shape[1] % size), value=fill).unflatten(1, (-1, size))
 
@@ -125,6 +129,7 @@ def _collated(
     keys: Int[Tensor, "r c"],
     counts: Int[Tensor, " r"],
     full: Int[Tensor, " r"],
+    rank: Int[Tensor, "r g c"] | None = None,
 ) -> Iterator[Rows]:
     """Rows of one size together, of lists of which so many count."""
     masked = counts > full
@@ -135,6 +140,9 @@ def _collated(
     kinds: dict[tuple[int, int, bool], list[int]] = {}
     for row, kind in enumerate(zip(map(len, own), counts.tolist(), masked.tolist(), strict=True)):
         kinds.setdefault(kind, []).append(row)
-    for (_, count, is_masked), rows in kinds.items():
+    for (size, count, is_masked), rows in kinds.items():
         index = torch.tensor(rows, device=keys.device)
-        yield Rows(torch.stack([own[row] for row in rows]), keys[index, :count], full[index] if is_masked else None)
+        seen = rank[index, :size, :count] if is_masked and rank is not None else None
+        yield Rows(
+            torch.stack([own[row] for row in rows]), keys[index, :count], full[index] if is_masked else None, seen
+        )
