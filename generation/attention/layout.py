@@ -30,7 +30,7 @@ class BlockLayout:
         indices: key tiles of each query tile: those seen wholly, then those seen in part; what follows is meaningless.
         full_counts: how many are seen wholly.
         counts: how many are seen at all, at least one.
-        mask: what is seen, also of tiles that are seen wholly or not at all; None: none are seen in part.
+        mask: what is seen of those seen in part; None: there are none.
     """
 
     order: TokenOrder
@@ -87,7 +87,7 @@ def layout_from_tables(
         num_extra_tokens: tokens behind those of the grid.
         seen: pairs (query tile, key tile) of which something is seen; each row has one.
         whole: those of which all is seen; None: all that are seen.
-        mask: what is seen, where some are seen in part.
+        mask: what is seen of the others.
     """
     whole = seen if whole is None else whole & seen
     counts, full_counts = seen.sum(-1), whole.sum(-1)

@@ -74,6 +74,20 @@ class Backend(ABC):
         return reorder(self.run(query, key, value, layout, extra_mask), layout.order, given)
 
 
+class AnyOrder(Backend):
+    """A way that takes tokens in any order as they are: it says how in `run_from`."""
+
+    def run(
+        self,
+        query: Float[Tensor, "b h s d"],
+        key: Float[Tensor, "b h s d"],
+        value: Float[Tensor, "b h s d"],
+        layout: BlockLayout,
+        extra_mask: Bool[Tensor, "b e"] | None = None,
+    ) -> Float[Tensor, "b h s d"]:
+        return self.run_from(layout.order, query, key, value, layout, extra_mask)
+
+
 def dense(
     query: Float[Tensor, "b h q d"],
     key: Float[Tensor, "b h k d"],

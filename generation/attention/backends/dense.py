@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kinema.generation.attention.backends.base import Backend, attend_extra, dense, key_mask
+from kinema.generation.attention.backends.base import AnyOrder, Backend, attend_extra, dense, key_mask
 from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 
@@ -48,23 +48,13 @@ class Masked(Backend):
         return dense(query, key, value, mask if keys is None else mask & keys[:, None, None, :])
 
 
-class Dense(Backend):
+class Dense(AnyOrder):
     """Full attention: one dense call, without a mask where no tile is ragged."""
 
     name: ClassVar[str] = "dense"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
         return None if layout.is_full else "it runs only patterns in which every token sees all"
-
-    def run(
-        self,
-        query: Float[Tensor, "b h s d"],
-        key: Float[Tensor, "b h s d"],
-        value: Float[Tensor, "b h s d"],
-        layout: BlockLayout,
-        extra_mask: Bool[Tensor, "b e"] | None = None,
-    ) -> Float[Tensor, "b h s d"]:
-        return self.run_from(layout.order, query, key, value, layout, extra_mask)
 
     def run_from(
         self,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from kinema.generation.attention.backends.base import Backend, attend_extra
+from kinema.generation.attention.backends.base import AnyOrder, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.backends.space import Space, Tokens, empty_like, zeros_like
 from kinema.generation.attention.grid import TokenOrder
@@ -299,23 +299,13 @@ class _GatherAttention(torch.autograd.Function):
         return (*(total.to(x.dtype) for total, x in zip(sums, inputs, strict=True)), None)
 
 
-class Gather(Backend):
+class Gather(AnyOrder):
     """Gathers key tiles and attends to them; memory is bounded by chunks of rows."""
 
     name: ClassVar[str] = "gather"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
         return None
-
-    def run(
-        self,
-        query: Float[Tensor, "b h n d"],
-        key: Float[Tensor, "b h n d"],
-        value: Float[Tensor, "b h n d"],
-        layout: BlockLayout,
-        extra_mask: Bool[Tensor, "b e"] | None = None,
-    ) -> Float[Tensor, "b h n d"]:
-        return self.run_from(layout.order, query, key, value, layout, extra_mask)
 
     def run_from(
         self,

@@ -33,7 +33,8 @@ class Density:
         heads: which heads: `all`, or a head's number.
         density: share of all pairs of tokens that is seen.
         tile_density: what backends compute, over what dense attention computes: tiles of which a part is seen count
-            wholly, and so do the empty slots of ragged tiles. It may exceed 1.
+            wholly, and so do the empty slots of ragged tiles. It may exceed 1. Gathering computes more for tiles seen
+            in part, where rows that neighbours share are faster all the same.
         is_exact: false where queries and keys decide: then both are the most that it can be.
     """
 
