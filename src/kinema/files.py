@@ -1,8 +1,11 @@
 """Files that commands read and make: checks before the work, and results that appear whole or not at all."""
 
+import codecs
 import os
+import re
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,14 +13,100 @@ from kinema.errors import KinemaError
 
 
 def check_input_file(path: str | os.PathLike[str], name: str = "path") -> None:
-    """Raise `KinemaError`, which calls the argument `name`, unless `path` is a file with something in it."""
-    file = Path(path)
-    if not file.exists():
-        raise KinemaError(f"`{name}` (={str(path)!r}) must be a file, and it does not exist")
-    if not file.is_file():
-        raise KinemaError(f"`{name}` (={str(path)!r}) must be a file, and it is a folder")
-    if file.stat().st_size == 0:
-        raise KinemaError(f"`{name}` (={str(path)!r}) must be a file with something in it, and it is empty")
+    """Raise `KinemaError`, which calls the argument `name`, unless `path` is a readable file that is not empty.
+
+    Pipes, sockets and devices are refused: reading them may never end, and a check would consume what they hold.
+    """
+    argument = f"`{name}` (={str(path)!r})"
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise KinemaError(f"{argument} must be a file, and it does not exist") from None
+    except (OSError, ValueError) as error:  # a loop of links, a name too long, a NUL in the name, no permission
+        reason = getattr(error, "strerror", None) or str(error)
+        raise KinemaError(f"{argument} must be a file that can be read: {reason}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise KinemaError(f"{argument} must be a file, and it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise KinemaError(f"{argument} must be a regular file, and it is a pipe, a socket or a device")
+    if status.st_size == 0:
+        raise KinemaError(f"{argument} must not be an empty file")
+    if not os.access(path, os.R_OK):
+        raise KinemaError(f"{argument} must be a file that can be read: permission denied")
+
+
+def counting_order(name: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """Sort key in which `clip_2` comes before `clip_10`, whether or not numbers are padded with zeros.
+
+    Used wherever files are matched with lines or with other files by position. Only ASCII digits count as numbers.
+    """
+    return [(int(part), part) if part.isascii() and part.isdigit() else (-1, part)
+            for part in re.split(r"([0-9]+)", os.fspath(name))]  # fmt: skip
+
+
+def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[Path]:
+    """Regular files with one of the suffixes in a folder and its subfolders, in counting order of their paths.
+
+    Suffixes match in any letter case. Names that begin with a dot are skipped, and so are folders, pipes and devices,
+    whatever their suffix. Links to folders are followed; a folder reached twice (a loop) is listed once.
+
+    Args:
+        folder: Where to look; an existing folder.
+        suffixes: Lower case, with the dot.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(place)
+        found += [here / name for name in names
+                  if not name.startswith(".") and Path(name).suffix.lower() in suffixes and (here / name).is_file()
+                  ]  # fmt: skip
+    return sorted(found, key=counting_order)
+
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read_text(path: str | os.PathLike[str], name: str = "path") -> str:
+    """The text of a file in UTF-8, or in the encoding that its byte order mark states; the mark is left out.
+
+    Args:
+        path: The file; an empty one gives an empty text.
+        name: What errors call the argument.
+
+    Raises:
+        KinemaError: The file cannot be read, or has bytes that are not of its encoding; the line is named. Text with
+            NUL characters is refused, too: it is UTF-16 without a byte order mark, or no text.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be a file that can be read: {error.strerror}") from error
+    mark, encoding = next(((m, e) for m, e in _BYTE_ORDER_MARKS if data.startswith(m)), (b"", "utf-8"))
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[len(mark) : len(mark) + error.start].decode(encoding, errors="replace").count("\n") + 1
+        raise KinemaError(
+            f"`{name}` (={str(path)!r}, line {line}) must be text in {encoding.upper()}, and has the byte"
+            f" 0x{data[len(mark) + error.start]:02x} at {len(mark) + error.start}: save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise KinemaError(f"`{name}` (={str(path)!r}, line {line}) must be text in UTF-8, and has a NUL character")
+    return text
 
 
 def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: str = "output") -> None:

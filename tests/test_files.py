@@ -1,0 +1,65 @@
+"""Finding, ordering and reading files."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinema.errors import KinemaError
+from kinema.files import check_input_file, counting_order, find_files, read_text
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True))
+def test_counting_order_sorts_numbers_by_value(numbers: list[int]):
+    names = [f"video_{n}.mp4" for n in numbers]
+    assert sorted(names, key=counting_order) == [f"video_{n}.mp4" for n in sorted(numbers)]
+
+
+def test_counting_order_takes_padded_and_plain_numbers_and_other_digits():
+    assert sorted(["a10", "a09", "a8", "a²", "b"], key=counting_order) == ["a8", "a09", "a10", "a²", "b"]
+
+
+def test_find_files_takes_regular_files_in_any_case_and_survives_loops(tmp_path: Path):
+    for name in ("a.MP4", "b10.mp4", "b2.mp4", ".hidden.mp4", "c.txt", "deep/d.Mp4", ".cache/e.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "self.mp4").symlink_to(tmp_path / "self.mp4")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path, (".mp4",))]
+    assert found == ["a.MP4", "b2.mp4", "b10.mp4", "deep/d.Mp4"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_read_text_knows_byte_order_marks(tmp_path: Path, encoding: str):
+    file = tmp_path / "a.txt"
+    file.write_bytes("un café\u2028\nvoilà".encode(encoding))
+    assert read_text(file) == "un café\u2028\nvoilà"
+
+
+@pytest.mark.parametrize(("data", "line"), [(b"one\ntwo caf\xe9\n", 2), ("a\nb".encode("utf-16-le"), 1)])
+def test_read_text_names_file_and_line_of_what_it_cannot_decode(tmp_path: Path, data: bytes, line: int):
+    file = tmp_path / "a.txt"
+    file.write_bytes(data)
+    with pytest.raises(KinemaError, match=rf"a\.txt', line {line}"):
+        read_text(file)
+
+
+def test_input_file_is_a_regular_file_that_is_not_empty(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    for name, reason in {
+        "pipe": "pipe",
+        "empty": "empty",
+        "self": "symbolic links",
+        "absent": "does not exist",
+        ".": "folder",
+        "x" * 5000: "too long",
+        "a\0b": "null",
+    }.items():
+        with pytest.raises(KinemaError, match=reason):
+            check_input_file(tmp_path / name)
