@@ -27,12 +27,14 @@ from kinema.apps.loading import load_pipeline, pick_device
 from kinema.eval.frames.psnr import decibels
 from kinema.eval.toybox.evaluate import seen, truth_of
 from kinema.eval.toybox.oracle import Oracle
-from kinema.eval.toybox.report import ASPECTS, chance_of, fractions, share_of_all
+from kinema.eval.toybox.report import chance_of, fractions, share_of_all
 from kinema.generation.attention import Full, Grid, PatternSchedule, parse_patterns
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.data.toybox import Toybox
 from kinema.training.seeds import step_generator
 from kinema.video import contact_sheet, to_uint8, write_image
+
+ASPECTS = ("object", "motion", "background")
 
 PATTERNS = (
     "sliding-tile:3x3x1,tile=3x4x4+sliding-tile:1x3x3,tile=3x4x4",

@@ -14,6 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="a pipeline's folder; else the embedded model")
     parser.add_argument("--sprites", type=Path, metavar="DIR", help="the sprite folder of the model's world")
     parser.add_argument("--num-prompts", type=int, default=200, metavar="N", help="how many (%(default)s)")
+    parser.add_argument(
+        "--objects",
+        choices=("default", "all"),
+        default="default",
+        help="the 48 objects of the Toybox, or all that the sprite folder has (%(default)s)",
+    )
+    parser.add_argument("--num-objects", type=int, choices=(1, 2), default=1, help="in each prompt (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the report goes")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a PNG of generated clips")
     parser.add_argument("--image", action="store_true", help="give the first frame, too")

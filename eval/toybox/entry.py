@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kinema.errors import KinemaError
 from kinema.files import check_other_file, check_output_file
@@ -29,6 +29,8 @@ class Settings:
         sprites: The sprite folder of the model's world; by default that of the environment variable KINEMA_SPRITES,
             or a folder `sprites` nearby. A model of drawn shapes needs none.
         num_prompts: Prompts of the test split.
+        objects: "default": the 48 objects of the Toybox; "all": every object that the sprite folder has.
+        num_objects: Objects in each prompt, 1 or 2.
         json: The report's file.
         contact_sheet: A PNG file of generated clips.
         image: Give the first frame too.
@@ -42,6 +44,8 @@ class Settings:
     model: Path | None = None
     sprites: Path | None = None
     num_prompts: int = 200
+    objects: Literal["default", "all"] = "default"
+    num_objects: int = 1
     json: Path | None = None
     contact_sheet: Path | None = None
     image: bool = False
@@ -66,6 +70,8 @@ def run(settings: Settings) -> "ToyboxReport":
             check_output_file(path, overwrite=settings.overwrite, name=name)
     if settings.json is not None and settings.contact_sheet is not None:
         check_other_file(settings.contact_sheet, "--contact-sheet", {"--json": settings.json})
+    if settings.num_objects not in (1, 2):
+        raise KinemaError(f"`num_objects` (={settings.num_objects}) must be 1 or 2")
     folder = model_dir(settings.model, embedded="toybox")
 
     import torch
@@ -74,11 +80,19 @@ def run(settings: Settings) -> "ToyboxReport":
     from kinema.eval.toybox.report import write_report
     from kinema.generation.pipeline import KinemaPipeline
     from kinema.training.data.toybox import Toybox
+    from kinema.training.data.toybox.sprites import sprite_names
 
     pipeline = KinemaPipeline.from_pretrained(folder)
     num_frames, height, width = pipeline.config["sample_size"]
+    sprites = find_sprites(pipeline, settings.sprites)
     world = Toybox(
-        find_sprites(pipeline, settings.sprites), split="test", num_frames=num_frames, height=height, width=width
+        sprites,
+        objects=sprite_names(sprites) if settings.objects == "all" and sprites is not None else None,
+        split="test",
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        num_objects=(settings.num_objects, settings.num_objects),
     )
     if torch.cuda.is_available():
         pipeline.to("cuda")

@@ -17,6 +17,7 @@ from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import decibels
 from kinema.eval.toybox.oracle import Decision, Oracle
 from kinema.eval.toybox.report import ToyboxReport, Truth, chance_of, check_oracle, fractions, share_of_all
+from kinema.eval.toybox.tracking import relation_between
 from kinema.files import check_output_file
 from kinema.training.data.toybox import ClipSpec, Toybox
 from kinema.training.seeds import step_generator
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _LARGEST_PSNR = 120.0  # of equal images, where the formula says infinity and JSON has no word for it
 _MOST_SHOWN = 24
+_MOST_OBJECTS = 2  # a prompt gives the relation of two
+_REVERSED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ def evaluate(
 
     Args:
         pipeline: Text- and image-to-video.
-        world: The world of the prompts, in the split that was not trained on; its frames have the size of the clips.
+        world: The world of the prompts, with one or two objects in each clip, in the split that was not trained on; its
+            frames have the size of the clips.
         num_prompts: How many, at least 2.
         sampling: How clips are generated.
         model: The model's name for the report.
@@ -86,6 +90,9 @@ def evaluate(
             raise KinemaError(f"`{name}` (={value}) must be at least {least}")
     if sheet is not None:
         check_output_file(sheet, overwrite=overwrite)
+    least, most = world.num_objects
+    if least != most or most > _MOST_OBJECTS:
+        raise KinemaError(f"`world` (with {least} to {most} objects in a clip) must have one in each, or two in each")
     oracle = Oracle(world.atlas, world.height, world.width)
     prompts = world.specs(range(num_prompts))
     asked = [truth_of(spec) for spec in prompts]
@@ -104,13 +111,13 @@ def evaluate(
     first_frames: list[tuple[float, float]] = []
     for specs, generated in _generate(pipeline, world, prompts, sampling, num_steps, guidance_scale):
         for spec, clip, caption in zip(specs, generated, world.captions(specs), strict=True):
-            decision = oracle.decide(clip)
+            decisions = oracle.decide_all(clip, most)
             clips.append(
                 {
                     "prompt": caption,
                     "asked": truth_of(spec),
-                    "decided": seen(decision),
-                    "explained": round(decision.explained, 3),
+                    "decided": seen(*decisions),
+                    "explained": round(min(decision.explained for decision in decisions), 3),
                 }
             )
         shown += [to_uint8(clip) for clip in generated[: _MOST_SHOWN - len(shown)]]
@@ -135,6 +142,8 @@ def evaluate(
         guidance_scale=guidance_scale,
         model=model,
         objects="shapes" if world.sprites is None else "sprites",
+        num_names=len(world.objects),
+        num_objects=most,
         image=sampling.image,
         first_frame_psnr=sum(psnr for psnr, _ in first_frames) / len(first_frames) if first_frames else None,
         first_frame_max_difference=max(worst for _, worst in first_frames) if first_frames else None,
@@ -143,13 +152,25 @@ def evaluate(
 
 
 def truth_of(spec: ClipSpec) -> Truth:
-    """What the prompt of a clip with one object asks for."""
-    return {"object": spec.objects[0].name, "motion": spec.objects[0].motion, "background": spec.background}
+    """What the prompt of a clip with one or two objects asks for."""
+    objects = sorted(spec.objects, key=lambda item: item.name)
+    relation = spec.relation
+    if relation is not None and objects[0] is not spec.objects[0]:
+        relation = _REVERSED[relation]
+    return _truth([item.name for item in objects], [item.motion for item in objects], spec.background, relation)
 
 
-def seen(decision: Decision) -> Truth:
-    """What the oracle says, as `truth_of` says it."""
-    return {"object": decision.object, "motion": decision.motion, "background": decision.background}
+def seen(first: Decision, second: Decision | None = None) -> Truth:
+    """What the oracle says of a clip's one or two objects, as `truth_of` says it."""
+    if second is None:
+        return _truth([first.object], [first.motion], first.background, None)
+    relation = relation_between(first.track, second.track)
+    return _truth([first.object, second.object], [first.motion, second.motion], first.background, relation)
+
+
+def _truth(names: list[str], motions: list[str], background: str, relation: str | None) -> Truth:
+    aspects = {"object": " and ".join(names), "motion": ", ".join(motions), "background": background}
+    return aspects if relation is None else aspects | {"relation": relation}
 
 
 def _steps_and_scale(pipeline: "KinemaPipeline", sampling: Sampling) -> tuple[int, float]:
@@ -179,8 +200,9 @@ def _prove(
     reconstructed: list[Truth] = []
     for batch in _in_batches(specs, batch_size, "oracle on real clips"):
         video = world.render(batch).video
-        real += [seen(oracle.decide(clip)) for clip in video]
-        reconstructed += [seen(oracle.decide(clip)) for clip in _reconstruct(vae, video)]
+        most = world.num_objects[1]
+        real += [seen(*oracle.decide_all(clip, most)) for clip in video]
+        reconstructed += [seen(*oracle.decide_all(clip, most)) for clip in _reconstruct(vae, video)]
     return real, reconstructed
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
+from kinema.eval.toybox.tracking import Track
 from kinema.training.data.toybox.sprites import PAD, Atlas
 
 _INSIDE = 0.42  # an object's centre is at least this share of its size away from the frame's edges
@@ -82,8 +83,8 @@ def prepare_pictures(
     return Pictures(rearrange(spectra, "n c h w -> (h w) c n").contiguous(), colours.square().sum((1, 2, 3)), allowed)
 
 
-def frame_spectra(frames: Float[Tensor, "t 3 h w"], background: Float[Tensor, "3 h w"]) -> Complex[Tensor, "f t 8"]:
-    """The frames' side of the correlation, both at half the full size."""
+def frame_spectra(frames: Float[Tensor, "t 3 h w"], background: Float[Tensor, "*t 3 h w"]) -> Complex[Tensor, "f t 8"]:
+    """The frames' side of the correlation, both at half the full size; one background, or one for each frame."""
     residual = frames - background
     b = background.expand_as(frames)
     products = [(residual * b).sum(1, keepdim=True), b, b.square().sum(1, keepdim=True)]
@@ -100,16 +101,46 @@ def match(frames: Complex[Tensor, "f t 8"], pictures: Pictures) -> Match:
     return Match(best - pictures.constants, 2.0 * (place % width), 2.0 * torch.div(place, width, rounding_mode="floor"))
 
 
+def place_object(
+    frames: Float[Tensor, "*t 3 h w"],
+    atlas: Atlas,
+    which: int,
+    track: Track,
+) -> Float[Tensor, "t 3 h w"]:
+    """Draws an object over frames of half the size, where its track puts it.
+
+    Args:
+        frames: One background, or one for each frame.
+        atlas: Pictures of the objects.
+        which: The object's row in the atlas.
+        track: Where it is, in pixels of the full-size frame.
+    """
+    height, width = (2 * side for side in frames.shape[-2:])
+    rows = torch.full((len(track.x),), which)
+    layer = avg_pool2d(_draw(atlas, rows, track.size, track.angle, height, width, (track.x, track.y)), 2)
+    return layer[:, :3] + (1 - layer[:, 3:]) * frames
+
+
 def _draw(
-    atlas: Atlas, which: Tensor, sizes: Tensor, angles: Tensor, height: int, width: int
+    atlas: Atlas,
+    which: Tensor,
+    sizes: Tensor,
+    angles: Tensor,
+    height: int,
+    width: int,
+    centres: tuple[Tensor, Tensor] | None = None,
 ) -> Float[Tensor, "n 4 h w"]:
-    """Each object alone in the middle of a transparent frame, from the smallest level that is not smaller."""
+    """Each object alone in a transparent frame, from the smallest level that is not smaller.
+
+    Its centre is in the middle of the frame, or at `centres` (x and y).
+    """
     rows, columns = atlas.pixels.shape[-2:]
     level = ((atlas.sides >= sizes[:, None]).sum(-1) - 1).clamp_min(0)
     side = atlas.sides[level]
     step, turn = side / sizes, torch.deg2rad(angles)
-    y = torch.arange(height)[:, None] + 0.5 - height / 2
-    x = torch.arange(width)[None] + 0.5 - width / 2
+    centre_x, centre_y = (width / 2, height / 2) if centres is None else (each[:, None, None] for each in centres)
+    y = torch.arange(height)[:, None] + 0.5 - centre_y
+    x = torch.arange(width)[None] + 0.5 - centre_x
     cos, sin = ((step * each)[:, None, None] for each in (torch.cos(turn), torch.sin(turn)))
     # Clockwise on screen, y downwards: from the frame back into the picture.
     limit = (side / 2 + 1)[:, None, None]

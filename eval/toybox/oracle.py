@@ -1,6 +1,6 @@
-"""Decides from the pixels alone which object, motion and background a Toybox clip with one object shows."""
+"""Decides from the pixels alone which objects, motions and background a Toybox clip shows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from kinema.errors import KinemaError
 from kinema.eval.toybox.backgrounds import BackgroundModel
-from kinema.eval.toybox.matching import Match, Pictures, frame_spectra, match, prepare_pictures
+from kinema.eval.toybox.matching import Match, Pictures, frame_spectra, match, place_object, prepare_pictures
 from kinema.eval.toybox.tracking import LEAST_GAIN, Track, decide_motion, strengths, turning_path, unwrap
 from kinema.training.data.toybox.sprites import Atlas
 
@@ -42,6 +42,15 @@ class Decision:
     explained: float
     strengths: Mapping[str, float]
     track: Track = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An object's row in the atlas, its track, and the squared difference that there was to explain."""
+
+    name: int
+    track: Track
+    difference: float
 
 
 class Oracle:
@@ -76,9 +85,8 @@ class Oracle:
         )
         self._turned: dict[int, Pictures] = {}
 
-    @torch.no_grad()
     def decide(self, clip: Float[Tensor, "3 t h w"] | UInt8[Tensor, "t h w 3"]) -> Decision:
-        """Looks at one clip.
+        """Looks at a clip with one object.
 
         Args:
             clip: Values in [-1, 1], or the frames of a video file.
@@ -86,6 +94,37 @@ class Oracle:
         Raises:
             KinemaError: The clip has another size, or fewer than 5 frames.
         """
+        return self.decide_all(clip, 1)[0]
+
+    @torch.no_grad()
+    def decide_all(self, clip: Float[Tensor, "3 t h w"] | UInt8[Tensor, "t h w 3"], num_objects: int) -> list[Decision]:
+        """Looks at a clip with a known number of different objects that do not cover each other.
+
+        Objects are found one after the other, each over the background with those found before drawn in; then each is
+        looked for again with all others drawn in, since the first were found while the others were unexplained.
+
+        Args:
+            clip: Values in [-1, 1], or the frames of a video file.
+            num_objects: How many objects to look for.
+
+        Returns:
+            One decision for each object, in alphabetical order of the objects.
+
+        Raises:
+            KinemaError: The clip has another size, or fewer than 5 frames.
+        """
+        frames = self._halved(clip)
+        background, picture = self._backgrounds.fit(frames.median(0).values)
+        found: list[_Found] = []
+        for _ in range(num_objects):
+            found.append(self._find(frames, picture, found))
+        for number in range(num_objects if num_objects > 1 else 0):
+            found[number] = self._find(frames, picture, found[:number] + found[number + 1 :])
+        decisions = [self._decision(each, background) for each in found]
+        return sorted(decisions, key=lambda decision: decision.object)
+
+    def _halved(self, clip: Tensor) -> Float[Tensor, "t 3 h w"]:
+        """The frames at half the working size, checked."""
         if clip.dtype == torch.uint8:
             clip = rearrange(clip, "t h w c -> c t h w").float() / 127.5 - 1
         if tuple(clip.shape[2:]) != (self.height, self.width) or clip.shape[1] < 5:
@@ -95,33 +134,39 @@ class Oracle:
         frames = rearrange(clip.float().cpu(), "c t h w -> t c h w")
         if tuple(frames.shape[2:]) != self._size:
             frames = interpolate(frames, self._size, mode="bilinear", antialias=True, align_corners=False)
-        frames = avg_pool2d(frames, 2)
-        background, picture = self._backgrounds.fit(frames.median(0).values)
+        return avg_pool2d(frames, 2)
+
+    def _find(self, frames: Tensor, picture: Tensor, others: Sequence["_Found"]) -> "_Found":
+        """The object that explains most of what the background and the other objects leave."""
+        for other in others:
+            picture = place_object(picture, self._atlas, other.name, other.track)
         spectra = frame_spectra(frames, picture)
-        name, track = max(
-            ((name, self._follow(spectra, name)) for name in self._candidates(spectra)),
-            key=lambda found: float(found[1].energy.sum()),
-        )
+        names = self._candidates(spectra, {other.name for other in others})
+        tracks = {name: self._follow(spectra, name) for name in names}
+        name = max(names, key=lambda each: float(tracks[each].energy.sum()))
+        return _Found(name, tracks[name], float((frames - picture).square().sum()))
+
+    def _decision(self, found: "_Found", background: str) -> Decision:
+        track, scale = found.track, self._scale
         values = strengths(track, 64)
-        total = (frames - picture).square().sum()
         return Decision(
-            object=self.names[name],
+            object=self.names[found.name],
             motion=decide_motion(values),
             background=background,
-            explained=float(track.energy.sum() / total.clamp_min(1e-6)),
+            explained=float(track.energy.sum()) / max(found.difference, 1e-6),
             strengths=values,
-            track=Track(
-                track.x / self._scale, track.y / self._scale, track.size / self._scale, track.angle, track.energy
-            ),
+            track=Track(track.x / scale, track.y / scale, track.size / scale, track.angle, track.energy),
         )
 
-    def _candidates(self, spectra: Tensor) -> list[int]:
+    def _candidates(self, spectra: Tensor, taken: Collection[int]) -> list[int]:
         """Objects worth following: those that explain the first frame best, which is upright, or all frames."""
         looks = torch.linspace(0, spectra.shape[1] - 1, _LOOKS).round().long()
         energy = match(spectra[:, looks], self._upright).energy.clamp_min(0)
         by_object = rearrange(energy, "t (n s) -> t n s", s=len(_SIZES)).amax(2)
-        first = by_object[0].topk(min(_CANDIDATES, len(self.names))).indices
-        all_frames = by_object.sum(0).topk(min(_CANDIDATES, len(self.names))).indices
+        by_object[:, list(taken)] = -1.0
+        count = min(_CANDIDATES, len(self.names) - len(taken))
+        first = by_object[0].topk(count).indices
+        all_frames = by_object.sum(0).topk(count).indices
         return sorted({*first.tolist(), *all_frames.tolist()})
 
     def _follow(self, spectra: Tensor, name: int) -> Track:

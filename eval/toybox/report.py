@@ -9,12 +9,15 @@ from typing import Any
 
 from kinema.files import atomic_path, check_output_file
 
-ASPECTS = ("object", "motion", "background")
 LEAST_ON_REAL = 0.98
 LEAST_ON_RECONSTRUCTIONS = 0.95
 
 Truth = dict[str, str]
-"""Object, motion and background of a clip: asked for, or seen."""
+"""What a clip shows, by aspect: asked for, or seen.
+
+The aspects are object, motion and background; of clips with two objects, "object" names both in alphabetical order,
+"motion" their motions in that order, and "relation" says how the first stands to the second.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +25,11 @@ class ToyboxReport:
     """What `evaluate` found; fractions are of `num_prompts` clips.
 
     Attributes:
-        object: Share of generated clips that show the object of their prompt.
+        object: Share of generated clips that show the object of their prompt; where there are two, both.
         motion: Likewise.
         background: Likewise.
-        all: Share with all three right.
+        relation: Share with the two objects in the place that the prompt says; None for one object.
+        all: Share with every aspect right.
         oracle_on_real: The oracle's own shares on rendered clips of the same prompts.
         oracle_on_reconstructions: Its shares on what the tokenizer makes of these.
         oracle_on_shuffled: Its shares on rendered clips, each held against another clip's prompt.
@@ -37,6 +41,8 @@ class ToyboxReport:
         guidance_scale: Of the sampler.
         model: Name of the model.
         objects: "sprites" or "shapes".
+        num_names: Names that the prompts choose from.
+        num_objects: Objects in each prompt.
         image: Whether the first frame was given.
         first_frame_psnr: Mean PSNR in dB between the generated first frame and the given one as the tokenizer
             reconstructs it; 120 stands for equal; None without images.
@@ -47,6 +53,7 @@ class ToyboxReport:
     object: float
     motion: float
     background: float
+    relation: float | None = None
     all: float
     oracle_on_real: dict[str, float]
     oracle_on_reconstructions: dict[str, float]
@@ -59,6 +66,8 @@ class ToyboxReport:
     guidance_scale: float
     model: str
     objects: str
+    num_names: int
+    num_objects: int
     image: bool
     first_frame_psnr: float | None
     first_frame_max_difference: float | None
@@ -71,16 +80,17 @@ class ToyboxReport:
 
     def table(self) -> str:
         """The fractions as lines of text."""
+        aspects = list(self.chance)
         rows = [
-            (f"generated ({self.num_prompts} prompts)", {aspect: getattr(self, aspect) for aspect in ASPECTS}),
+            (f"generated ({self.num_prompts} prompts)", {aspect: getattr(self, aspect) for aspect in aspects}),
             ("oracle on real clips", self.oracle_on_real),
             ("oracle on reconstructions", self.oracle_on_reconstructions),
             ("oracle on shuffled prompts", self.oracle_on_shuffled),
             ("chance", self.chance),
         ]
-        lines = [f"{'':28}" + "".join(f"{aspect:>12}" for aspect in ASPECTS)]
-        lines += [f"{label:28}" + "".join(f"{values[aspect]:12.3f}" for aspect in ASPECTS) for label, values in rows]
-        lines.append(f"{'all three right':28}{self.all:12.3f}")
+        lines = [f"{'':28}" + "".join(f"{aspect:>12}" for aspect in aspects)]
+        lines += [f"{label:28}" + "".join(f"{values[aspect]:12.3f}" for aspect in aspects) for label, values in rows]
+        lines.append(f"{'all of these right':28}{self.all:12.3f}")
         if self.first_frame_psnr is not None:
             lines.append(
                 f"first frame as reconstructed: {self.first_frame_psnr:.1f} dB, "
@@ -94,8 +104,8 @@ class ToyboxReport:
 def fractions(asked: Sequence[Truth], decided: Sequence[Truth]) -> dict[str, float]:
     """Of each aspect, how often what was seen is what was asked."""
     return {
-        aspect: sum(a[aspect] == d[aspect] for a, d in zip(asked, decided, strict=True)) / max(len(asked), 1)
-        for aspect in ASPECTS
+        aspect: sum(a[aspect] == d[aspect] for a, d in zip(asked, decided, strict=True)) / len(asked)
+        for aspect in asked[0]
     }
 
 
@@ -108,7 +118,7 @@ def chance_of(asked: Sequence[Truth]) -> dict[str, float]:
     """Of each aspect, how often two different ones of these prompts agree."""
     pairs = max(len(asked) * (len(asked) - 1), 1)
     shares = {}
-    for aspect in ASPECTS:
+    for aspect in asked[0]:
         values = [truth[aspect] for truth in asked]
         shares[aspect] = sum(values.count(value) * (values.count(value) - 1) for value in set(values)) / pairs
     return shares
@@ -123,7 +133,7 @@ def check_oracle(
 ) -> list[str]:
     """What is wrong with the oracle, a sentence each; nothing if it keeps its bounds."""
     complaints = []
-    for aspect in ASPECTS:
+    for aspect in chance:
         for values, least, kind in (
             (on_real, LEAST_ON_REAL, "real clips"),
             (on_reconstructions, LEAST_ON_RECONSTRUCTIONS, "reconstructions"),

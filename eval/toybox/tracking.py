@@ -107,3 +107,15 @@ def decide_motion(values: dict[str, float]) -> str:
     """The strongest motion, or `STILL` when none is strong."""
     motion = max(MOTIONS, key=lambda name: values[name])
     return motion if values[motion] >= LEAST_STRENGTH else STILL
+
+
+def relation_between(first: Track, second: Track) -> str:
+    """How the first object stands to the second throughout a clip, one of `RELATIONS`.
+
+    Of the two axes it is the one along which the objects' boxes stay further apart.
+    """
+    half = (first.size + second.size) / 2
+    way_x, way_y = second.x - first.x, second.y - first.y
+    if (way_x.abs() - half).amin() > (way_y.abs() - half).amin():
+        return "left of" if way_x.mean() > 0 else "right of"
+    return "above" if way_y.mean() > 0 else "below"

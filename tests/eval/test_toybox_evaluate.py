@@ -205,3 +205,29 @@ def test_wrong_numbers_are_named(pipeline_folder, name, value):
 def test_missing_models_are_named(tmp_path):
     with pytest.raises(KinemaError, match="`model`"):
         run(Settings(model=tmp_path / "none"))
+
+
+def test_prompts_with_two_objects_are_counted_with_their_relation(tmp_path):
+    world = Toybox(split="test", num_objects=(2, 2))
+    painter: Any = Painter(world, num_right=4)
+    found = evaluate(painter, world, NUM_PROMPTS, Sampling(batch_size=4))
+    assert found.num_objects == 2
+    assert found.num_names == len(world.objects)
+    assert found.all == pytest.approx(4 / 6)
+    assert set(found.oracle_on_real) == {"object", "motion", "background", "relation"}
+    assert found.relation is not None
+    assert found.relation >= 4 / 6
+    assert "relation" in found.table().splitlines()[0]
+
+
+def test_worlds_with_a_varying_number_of_objects_are_refused():
+    world = Toybox(split="test", num_objects=(1, 2))
+    painter: Any = Painter(world, num_right=1)
+    with pytest.raises(KinemaError, match="1 to 2 objects"):
+        evaluate(painter, world, 2)
+
+
+@pytest.mark.parametrize("value", [0, 3])
+def test_numbers_of_objects_are_one_or_two(pipeline_folder, value):
+    with pytest.raises(KinemaError, match="`num_objects`"):
+        run(Settings(model=pipeline_folder, num_prompts=2, num_objects=value))

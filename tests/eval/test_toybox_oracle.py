@@ -9,12 +9,13 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from kinema.errors import KinemaError
-from kinema.eval.toybox.evaluate import seen, truth_of
-from kinema.eval.toybox.matching import frame_spectra, match, prepare_pictures
+from kinema.eval.toybox.evaluate import _REVERSED, seen, truth_of
+from kinema.eval.toybox.matching import frame_spectra, match, place_object, prepare_pictures
 from kinema.eval.toybox.oracle import Oracle
 from kinema.eval.toybox.report import chance_of, fractions
-from kinema.eval.toybox.tracking import STILL, turning_path, unwrap
+from kinema.eval.toybox.tracking import STILL, Track, turning_path, unwrap
 from kinema.training.data.toybox import BACKGROUNDS, MOTIONS, ClipSpec, ObjectSpec, Toybox
+from kinema.training.data.toybox.schema import RELATIONS
 
 SPRITES = Path(os.environ.get("KINEMA_SPRITES") or Path(__file__).parents[2] / "../shared/data/sprites")
 PARAMETERS = (0.3, 0.1, 0.7, 0.5, 0.5, 0.2)
@@ -192,3 +193,69 @@ def test_turning_path_prefers_steady_turns():
     energy[3, 15] = 1.2  # a better match that it would have to jump to
     assert turning_path(energy, angles) == [0, 2, 4, 6, 8, 10]
     assert unwrap(torch.tensor([340.0, 0.0, 20.0, 340.0])).tolist() == [340.0, 360.0, 380.0, 340.0]
+
+
+def two(relation: str, motions: tuple[str, str] = ("grows", "spins"), background="desert") -> ClipSpec:
+    """A heart and an arrow that do not cover each other; the relation is the heart's to the arrow."""
+    places = {"left of": ((17, 32), (47, 32)), "above": ((32, 17), (32, 47))}
+    first, second = places[relation] if relation in places else places[_REVERSED[relation]][::-1]
+    sizes = {"grows": 16.0, "spins": 24.0}
+    objects = tuple(
+        ObjectSpec(name=name, motion=motion, x=x, y=y, size=sizes[motion], amount=AMOUNTS[motion])
+        for name, motion, (x, y) in zip(("red heart", "blue arrow"), motions, (first, second), strict=True)
+    )
+    return ClipSpec(objects=objects, background=background, background_parameters=PARAMETERS, relation=relation)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_two_objects_are_found_with_their_motions_and_their_relation(world, oracle, relation):
+    spec = two(relation)
+    decisions = oracle.decide_all(spoil(world.render([spec]).video[0]), 2)
+    # In alphabetical order of the objects, so that the relation is the arrow's to the heart.
+    assert seen(*decisions) == {
+        "object": "blue arrow and red heart",
+        "motion": "spins, grows",
+        "background": "desert",
+        "relation": _REVERSED[relation],
+    }
+    assert seen(*decisions) == truth_of(spec)
+
+
+def test_right_on_real_clips_with_two_objects():
+    world = Toybox(split="test", num_objects=(2, 2))
+    oracle = Oracle(world.atlas)
+    batch = world.batch(range(16))
+    truths = [truth_of(spec) for spec in batch.specs]
+    decisions = [seen(*oracle.decide_all(clip, 2)) for clip in batch.video]
+    for aspect, share in fractions(truths, decisions).items():
+        assert share >= 0.95, aspect
+    assert fractions(truths[8:] + truths[:8], decisions)["object"] < 0.2
+
+
+def test_mirrored_and_swapped_pairs_are_others(world, oracle):
+    clip = world.render([two("left of")]).video[0]
+    asked = truth_of(two("left of"))
+    mirrored = seen(*oracle.decide_all(clip.flip(-1), 2))
+    assert (mirrored["object"], mirrored["relation"]) == (asked["object"], "left of")
+    swapped = seen(*oracle.decide_all(world.render([two("left of", ("spins", "grows"))]).video[0], 2))
+    assert (swapped["motion"], swapped["relation"]) == ("grows, spins", asked["relation"])
+
+
+def test_one_object_alone_is_no_pair(world, oracle):
+    """The second thing that is found explains next to nothing."""
+    decisions = oracle.decide_all(world.render([one("left")]).video[0], 2)
+    assert "red heart" in {decision.object for decision in decisions}
+    assert min(decision.explained for decision in decisions) < 0.3
+
+
+def test_placed_objects_are_where_matching_finds_them(world):
+    which, sizes, angles = torch.tensor([5]), torch.tensor([24.0]), torch.tensor([40.0])
+    background = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x, y = torch.tensor([30.0, 40.0]), torch.tensor([22.0, 36.0])
+    track = Track(x, y, sizes.expand(2), angles.expand(2), torch.ones(2))
+    drawn = place_object(background, world.atlas, 5, track)
+    found = match(frame_spectra(drawn, background), prepare_pictures(world.atlas, which, sizes, angles, 64, 64))
+    assert torch.equal(found.x[:, 0], track.x)
+    assert torch.equal(found.y[:, 0], track.y)
+    explained = found.energy[:, 0] / (drawn - background).square().sum((1, 2, 3))
+    torch.testing.assert_close(explained, torch.ones(2), rtol=1e-3, atol=1e-3)

@@ -90,6 +90,7 @@ class Toybox:
         self.objects = _choose_objects(self.sprites, objects)
         self.num_frames, self.height, self.width = num_frames, height, width
         self.seed = seed
+        self.num_objects = num_objects
         self._sampler = Sampler(
             self.objects, self.split, seed=seed, height=height, width=width, num_objects=num_objects, cameras=cameras
         )
