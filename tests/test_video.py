@@ -218,6 +218,26 @@ def test_reader_is_lazy(tmp_path: Path):
         assert next(iter(reader)).shape == (16, 16, 3)
 
 
+def test_times_are_written_and_read(tmp_path: Path):
+    frames = noise(4, 16, 16)
+    for suffix in VIDEO_SUFFIXES:
+        with VideoWriter(tmp_path / f"a{suffix}", 0.4, lossless=True, end=6) as writer:
+            writer.write(frames[:1], [0.0])
+            writer.write(frames[1:], [0.5, 2.0, 5.0])
+        with VideoReader(tmp_path / f"a{suffix}") as reader:
+            assert reader.is_variable
+            assert reader.fps == pytest.approx(3 / 5)
+            assert reader.timing.duration == pytest.approx(6)
+            times, read = zip(*reader.timed(), strict=True)
+            assert times == pytest.approx([0.0, 0.5, 2.0, 5.0])
+            assert torch.equal(torch.stack(read), frames)
+            wanted = frames[[0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3]]
+            assert torch.equal(torch.stack(list(reader.at_rate(2))), wanted)
+        video = read_video(tmp_path / f"a{suffix}", fps=2, start=3, max_frames=2)
+        assert video.fps == 2
+        assert torch.equal(video.frames, wanted[3:5])
+
+
 def test_image_round_trip(tmp_path: Path):
     pixels = noise(1, 9, 7)[0]
     write_image(tmp_path / "a.png", Image.fromarray(pixels.numpy()))

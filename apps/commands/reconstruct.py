@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -112,11 +113,19 @@ def run(arguments: argparse.Namespace) -> None:
     scores = Scores()
     with (
         VideoReader(arguments.input, name="input") as reader,
-        VideoWriter(arguments.output, reader.fps, lossless=arguments.lossless, overwrite=arguments.overwrite) as out,
+        VideoWriter(
+            arguments.output,
+            reader.fps,
+            lossless=arguments.lossless,
+            overwrite=arguments.overwrite,
+            end=reader.timing.duration,
+        ) as out,
     ):
-        pieces = windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio)
+        times: deque[float] = deque()  # of frames that have gone in and not yet come out
+        pieces = windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio, times)
         for frames in reconstruct_pieces(tokenizer, pieces, scores):
-            out.write(frames)
+            moments = [times.popleft() for _ in range(len(frames))]
+            out.write(frames, moments if reader.is_variable else None)
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{scores.num_frames} frames")
     if sys.stderr.isatty():
@@ -136,13 +145,20 @@ def run(arguments: argparse.Namespace) -> None:
     _print(arguments.output, summary, time.perf_counter() - started)
 
 
-def windows(reader: "VideoReader", window_frames: int | None, temporal_ratio: int) -> "Iterator[Tensor]":
-    """The frames of a file in pieces of `window_frames`, or of what `WINDOW_PIXELS` allows, in whole latent steps."""
+def windows(
+    reader: "VideoReader", window_frames: int | None, temporal_ratio: int, times: deque[float] | None = None
+) -> "Iterator[Tensor]":
+    """The frames of a file in pieces of `window_frames`, or of what `WINDOW_PIXELS` allows, in whole latent steps.
+
+    Their times, in seconds since the first frame, are appended to `times`.
+    """
     import torch
 
     pending: list[Tensor] = []
     size = window_frames
-    for frame in reader:
+    for moment, frame in reader.timed():
+        if times is not None:
+            times.append(moment)
         if size is None:
             fitting = WINDOW_PIXELS // (frame.shape[0] * frame.shape[1])
             size = max(1 + (fitting - 1) // temporal_ratio * temporal_ratio, 1 + 4 * temporal_ratio)

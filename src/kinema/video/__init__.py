@@ -1,0 +1,18 @@
+"""Video files to frames and back, and the two layouts of frames in memory.
+
+Shapes: files and pictures are `t h w c` in uint8, models see `b c t h w` in [-1, 1].
+"""
+
+from kinema.images import opaque as opaque
+from kinema.images import read_image as read_image
+from kinema.images import write_image as write_image
+from kinema.video.frames import contact_sheet as contact_sheet
+from kinema.video.frames import to_float as to_float
+from kinema.video.frames import to_uint8 as to_uint8
+from kinema.video.reader import Video as Video
+from kinema.video.reader import VideoReader as VideoReader
+from kinema.video.reader import read_video as read_video
+from kinema.video.writer import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from kinema.video.writer import VideoWriter as VideoWriter
+from kinema.video.writer import check_output_video as check_output_video
+from kinema.video.writer import write_video as write_video

@@ -1,0 +1,242 @@
+"""Video files to frames, as a player shows them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from av.error import FFmpegError
+from jaxtyping import UInt8
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.video.cut import is_cut_matroska
+from kinema.video.source import Media, best_video_stream
+from kinema.video.timing import Timing, scan
+
+LONGEST_STILL = 3600.0
+"""Seconds for which `VideoReader.at_rate` repeats a frame; what is longer is taken for damaged times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A decoded clip.
+
+    Attributes:
+        frames: RGB, `(t, h, w, 3)`.
+        fps: Frames a second.
+    """
+
+    frames: UInt8[Tensor, "t h w 3"]
+    fps: float
+
+
+class VideoReader:
+    """Frames of a video file, one after the other, so that a long file needs no memory for all of them.
+
+    Frames come in display order and as they are displayed, turned where the file says so.
+
+    Args:
+        path: A video file of any kind PyAV decodes.
+        allow_truncated: End quietly where a damaged or truncated file can be decoded no further.
+        name: What errors call the argument.
+
+    Raises:
+        KinemaError: The file is missing, empty or no video; while iterating: it is truncated or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False, name: str = "path") -> None:
+        self.path = Path(path)
+        self.allow_truncated = allow_truncated
+        self._name = name
+        self._argument = f"`{name}` (={str(path)!r})"
+        self._media = Media(self.path, name)
+        try:
+            self._stream = best_video_stream(self._media.container, self.path, name)
+        except KinemaError:
+            self.close()
+            raise
+        self._index = self._stream.index
+        self._used = False
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._media.close()
+
+    @cached_property
+    def timing(self) -> Timing:
+        """When the frames are shown; reads all of the file once, and decodes nothing."""
+        with Media(self.path, self._name) as media:
+            return scan(media.container, media.container.streams[self._index], self.path)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second: the exact rate where frames come regularly, else the mean rate by their own times.
+
+        The header's rate, else 24, for a file of one frame or without times.
+        """
+        return self.timing.fps
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether frames are shown for different times."""
+        return self.timing.is_variable
+
+    def __iter__(self) -> Iterator[UInt8[Tensor, "h w 3"]]:
+        for frame in self._decode():
+            yield _frame_to_tensor(frame)
+
+    def timed(self) -> Iterator[tuple[float, UInt8[Tensor, "h w 3"]]]:
+        """Each frame with the seconds from the first frame to it, which strictly increase."""
+        clock = _Clock(self.timing)
+        for frame in self._decode():
+            yield clock(frame.pts, frame.time_base), _frame_to_tensor(frame)
+
+    def at_rate(self, fps: float) -> Iterator[UInt8[Tensor, "h w 3"]]:
+        """Frames at another rate: the k-th is the one shown k / fps seconds after the first.
+
+        Frames are repeated or left out as needed, never mixed. There are `round(fps * duration)` of them, at least
+        one, where the duration includes that of the last frame.
+
+        Raises:
+            KinemaError: `fps` is not in [0.001, 1000]; while iterating: a frame is shown for over an hour.
+        """
+        if not 0.001 <= fps <= 1000:
+            raise KinemaError(f"`fps` (={fps}) must be >= 0.001 and <= 1000")
+        # Stored times are rounded: a frame may be stated a tick later than it is meant.
+        slack = min(self.timing.tick, 0.25 / fps) + 1e-9
+        count, shown, start = 0, None, 0.0
+        for time, frame in self.timed():
+            if time - start > LONGEST_STILL:
+                raise KinemaError(
+                    f"{self._argument} must not show a frame for {time - start:.0f} s: its times are damaged"
+                )
+            while shown is not None and count / fps < time - slack:
+                yield shown
+                count += 1
+            shown, start = frame, time
+        if shown is not None:
+            total = max(1, round(fps * (start + min(self.timing.last_duration, LONGEST_STILL))))
+            for _ in range(total - count):
+                yield shown
+
+    def _decode(self) -> Iterator[Any]:
+        if self._used:  # from the beginning again
+            self._media.close()
+            self._media = Media(self.path, self._name)
+            self._stream = self._media.container.streams[self._index]
+        self._used = True
+        self._stream.thread_type = "AUTO"
+        damaged = False
+        packets = self._media.container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                if packet.size:
+                    damaged = packet.is_corrupt
+                frames = packet.decode()
+            except FFmpegError:
+                damaged = True
+                packets = iter(())
+                frames = []
+                with suppress(FFmpegError):
+                    frames = self._stream.codec_context.decode(None)
+            yield from frames
+        # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
+        if (damaged or is_cut_matroska(self.path)) and not self.allow_truncated:
+            raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
+
+
+class _Clock:
+    """Times of decoded frames, one after the other, in seconds since the first."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._by_position = timing.by_position
+        self._first: float | None = None
+        self._last = -1.0
+        self._count = 0
+
+    def __call__(self, pts: int | None, time_base: Any) -> float:
+        times, usual = self._timing.times, 1 / self._timing.fps
+        time = 0.0
+        if pts is None or not len(times):
+            self._by_position = True
+        if not self._by_position:
+            time = float(pts * time_base)  # pyright: ignore[reportOptionalOperand]
+            self._first = time if self._first is None else self._first
+            time -= self._first
+            if not self._timing.is_variable:
+                time = round(time * self._timing.fps) / self._timing.fps
+            self._by_position = time <= self._last  # these are no times of display
+        if self._by_position:
+            time = float(times[self._count]) if self._count < len(times) else self._last + usual
+            if time <= self._last:
+                time = self._last + usual / 2
+        if self._count == 0:
+            time = 0.0
+        self._count += 1
+        self._last = time
+        return time
+
+
+def _frame_to_tensor(frame: Any) -> UInt8[Tensor, "h w 3"]:
+    pixels = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turns)))
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    max_frames: int | None = None,
+    start: int = 0,
+    fps: float | None = None,
+    allow_truncated: bool = False,
+    name: str = "path",
+) -> Video:
+    """Decode a video file.
+
+    Args:
+        path: The file.
+        max_frames: Stop after so many frames; None reads all.
+        start: Frames to skip first.
+        fps: Read at this rate, as `VideoReader.at_rate` does, to which `start` and `max_frames` refer; None reads the
+            frames that the file has.
+        allow_truncated: Take what can be decoded of a damaged file.
+        name: What errors call the argument `path`.
+
+    Raises:
+        KinemaError: The file is missing, empty, no video, truncated, or has no frame at `start`.
+    """
+    if start < 0:
+        raise KinemaError(f"`start` (={start}) must be >= 0")
+    if max_frames is not None and max_frames < 1:
+        raise KinemaError(f"`max_frames` (={max_frames}) must be >= 1")
+    frames: list[Tensor] = []
+    with VideoReader(path, allow_truncated=allow_truncated, name=name) as reader:
+        for index, frame in enumerate(reader if fps is None else reader.at_rate(fps)):
+            if index < start:
+                continue
+            frames.append(frame)
+            if len(frames) == max_frames:
+                break
+        rate = reader.fps if fps is None else fps
+    if not frames:
+        raise KinemaError(f"`{name}` (={str(path)!r}) must have a decodable frame after the first {start}")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise KinemaError(f"`{name}` (={str(path)!r}) must have frames of one size")
+    return Video(frames=torch.stack(frames), fps=float(rate))

@@ -1,0 +1,138 @@
+"""Opening a media file: that file and nothing that it refers to, and the stream of it that a player shows."""
+
+import io
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import av
+from av.error import FFmpegError
+from av.stream import Disposition
+
+from kinema.errors import KinemaError
+from kinema.files import check_input_file
+
+MAX_PIXELS = 2**28 // 3
+"""Pixels of the largest frame that is decoded or shown, so that a frame takes at most 256 MiB as RGB in 8 bits."""
+
+CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,live_flv,asf,rm,ogg,nut,mxf,gxf,"
+    "dv,mjpeg,mjpeg_2000,yuv4mpegpipe,h261,h263,vc1,vc1test,dirac,dnxhd,wtv,swf,gif,apng,"
+    "png_pipe,jpeg_pipe,jpegls_pipe,j2k_pipe,webp_pipe,bmp_pipe,tiff_pipe,"
+    "mp3,wav,w64,flac,aac,ac3,eac3,aiff,caf,amr,ape,au"
+)
+"""FFmpeg's names of the formats that are read. Playlists (HLS, DASH, ffconcat, SDP, ...), which make FFmpeg open other
+files or addresses, are left out on purpose. Sound is in, so that its error can say that there is no picture."""
+
+PICTURE_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "tiff", "webp", "jpeg2000", "jpegls", "gif"})
+"""Codecs in which covers are stored."""
+
+
+class Media:
+    """A file as a PyAV container, opened by its content. Nothing but this file is read.
+
+    The file is opened here rather than by FFmpeg, which would take names such as `concat:a|b`, `http:...` or
+    `frame%d.png` for more than names.
+
+    Attributes:
+        container: PyAV's.
+
+    Args:
+        path: The file; any name that the file system allows.
+        name: What errors call the argument.
+
+    Raises:
+        KinemaError: The file is missing, empty, or of no kind that is read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
+        check_input_file(path, name)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "rb", buffering=0))
+                self.container: Any = av.open(
+                    _Bytes(file),
+                    options={
+                        "format_whitelist": CONTAINERS,
+                        "protocol_whitelist": "none",
+                        "max_pixels": str(MAX_PIXELS),
+                    },
+                    # Names and comments in some files are not UTF-8: of no interest here, so never an error.
+                    metadata_errors="ignore",
+                    io_open=_refuse,
+                )
+            except (FFmpegError, ValueError, OSError) as error:
+                raise KinemaError(f"`{name}` (={str(path)!r}) must be a video file, complete and readable") from error
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Media":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.container.close()
+        self._stack.close()
+
+
+class _Bytes:
+    """What FFmpeg may know of a file: its bytes, not its name."""
+
+    name = ""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
+    raise PermissionError(f"a video file may not open another one: {url!r}")
+
+
+def best_video_stream(container: Any, path: str | os.PathLike[str], name: str) -> Any:
+    """The video stream that players show: the default one, then the largest; never a cover picture beside another.
+
+    Raises:
+        KinemaError: There is no video stream, or only a cover, or none that can be decoded.
+    """
+    argument = f"`{name}` (={str(path)!r})"
+    streams = container.streams.video
+    if not streams:
+        raise KinemaError(f"{argument} must have a video stream")
+    streams = [stream for stream in streams if not _is_attached(stream)]
+    if not streams:
+        raise KinemaError(f"{argument} must have a video stream, and has a cover picture only")
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
+        raise KinemaError(f"{argument} must be a complete video file, of a kind that can be decoded")
+    if len(streams) > 1:
+        stills = _stills(path, name, [s.index for s in streams if s.codec_context.name in PICTURE_CODECS])
+        streams = [stream for stream in streams if stream.index not in stills] or streams
+    return max(streams, key=_preference)
+
+
+def _is_attached(stream: Any) -> bool:
+    return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
+
+
+def _preference(stream: Any) -> tuple[bool, bool, int, int]:
+    impaired = stream.disposition & (Disposition.hearing_impaired | Disposition.visual_impaired)
+    width, height = stream.codec_context.width or 0, stream.codec_context.height or 0
+    return not impaired, bool(stream.disposition & Disposition.default), width * height, -stream.index
+
+
+def _stills(path: str | os.PathLike[str], name: str, indices: list[int]) -> set[int]:
+    """Which of some streams have a single packet: covers that are not marked as such."""
+    counts = dict.fromkeys(indices, 0)
+    if not counts:
+        return set()
+    with Media(path, name) as media:
+        try:
+            for packet in media.container.demux([media.container.streams[index] for index in counts]):
+                counts[packet.stream.index] += packet.size > 0
+                if min(counts.values()) > 1:
+                    break
+        except FFmpegError:
+            pass  # a damaged file is reported where its frames are read
+    return {index for index, count in counts.items() if count <= 1}

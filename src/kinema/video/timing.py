@@ -1,0 +1,232 @@
+"""When the frames of a video are shown, from the times of its packets: nothing is decoded.
+
+The rate in a file's header is often not that of its frames: 1000 for WebM files of variable rate, that of the empty
+packets in AVI files, any rate for slide shows.
+"""
+
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from av.error import FFmpegError
+
+from kinema.video.cut import is_cut_matroska
+
+LONGEST_STEP = 10.0
+"""Seconds between frames of a broadcast stream (MPEG-TS, MPEG-PS) from which on its clock is taken to have been set
+anew, as FFmpeg does (`-dts_delta_threshold`)."""
+
+BROADCAST = frozenset({"mpegts", "mpeg"})
+WITHOUT_DISPLAY_TIMES = frozenset({"avi"})
+"""Formats that store no time of display; FFmpeg's guesses are worse than the order of the packets."""
+
+COMMON_RATES = tuple(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120, 240))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """When frames are shown.
+
+    Attributes:
+        fps: Frames a second: the exact rate where the times are regular, else their mean rate.
+        is_variable: Whether frames are shown for different times.
+        times: Seconds since the first frame, strictly increasing, in display order; `(t,)` float64. Empty where the
+            file has no times.
+        last_duration: Seconds for which the last frame is shown.
+        start: Seconds from the start of the file's clock to the first frame.
+        tick: Seconds; how finely the file stores times.
+        by_position: The times of decoded frames are not to be trusted; the k-th frame has the k-th of `times`.
+    """
+
+    fps: float
+    is_variable: bool
+    times: np.ndarray
+    last_duration: float
+    start: float
+    tick: float
+    by_position: bool
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return (float(self.times[-1]) if len(self.times) else 0.0) + self.last_duration
+
+
+@dataclass
+class _Packets:
+    """Times of the packets that show a frame, in ticks, in the order of the file."""
+
+    shown: array  # display times
+    decoded: array  # decoding times
+    keys: bytearray
+    end: int | None = None  # when the last packet, shown or empty, ends
+
+
+NONE = -(2**63)
+
+
+def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
+    """Read the times of all packets of a stream; a damaged file gives those before the damage.
+
+    Args:
+        container: The file, at its beginning.
+        stream: The stream whose times are wanted.
+        path: The same file.
+    """
+    base = stream.time_base or Fraction(1, 1000)
+    stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    fallback = stated[0] if stated else Fraction(24)
+    without = container.format.name in WITHOUT_DISPLAY_TIMES
+    broadcast = container.format.name in BROADCAST
+    packets = _read_packets(container, stream, decoding_times=without)
+    ticks, by_position = _display_order(packets, base, fallback, broadcast)
+    if not len(ticks):
+        return Timing(fps=float(fallback), is_variable=False, times=np.zeros(0), last_duration=float(1 / fallback),
+                      start=0.0, tick=float(base), by_position=False)  # fmt: skip
+    rate = regular_rate(ticks, base, stated)
+    steps = len(ticks) - 1
+    span = int(ticks[-1] - ticks[0]) * base
+    fps = rate or (steps / span if span > 0 else fallback)
+    end = packets.end if packets.end is not None and not by_position else None
+    tag = _tagged_duration(stream.metadata.get("DURATION"))
+    if tag and not is_cut_matroska(path):
+        end = max(end or 0, round(tag / base))
+    last = Fraction(0) if end is None else (end - int(ticks[-1])) * base
+    # A last frame that is said to last no time, or longer than the others by rounding alone, lasts as long as they do.
+    usual = 1 / fps
+    stays = last > Fraction(3, 2) * usual
+    if (rate is not None and not stays) or last <= 0:
+        last = usual
+    times = _increasing((ticks - ticks[0]).astype(np.float64) * float(base), float(usual))
+    if rate is not None:
+        times = np.arange(len(ticks)) / float(rate)
+    return Timing(
+        fps=float(fps),
+        is_variable=(rate is None and steps > 0) or stays,
+        times=times,
+        last_duration=float(last),
+        start=float(int(ticks[0]) * base),
+        tick=float(base),
+        by_position=by_position or without,
+    )
+
+
+def _read_packets(container: Any, stream: Any, *, decoding_times: bool) -> _Packets:
+    shows = _SHOWS_A_FRAME.get(stream.codec_context.name, lambda _: True)
+    packets = _Packets(array("q"), array("q"), bytearray())
+    try:
+        for packet in container.demux(stream):
+            dts = NONE if packet.dts is None else packet.dts
+            pts = dts if packet.pts is None or (decoding_times and dts != NONE) else packet.pts
+            if pts != NONE and (packet.size or packet.duration):
+                end = pts + (packet.duration or 0)
+                packets.end = end if packets.end is None else max(end, packets.end)
+            if not packet.size or packet.is_discard or not shows(memoryview(packet)):
+                continue
+            packets.shown.append(pts)
+            packets.decoded.append(dts)
+            packets.keys.append(packet.is_keyframe)
+    except FFmpegError:
+        pass  # reported where the frames are read
+    return packets
+
+
+def _vp8_shows(data: memoryview) -> bool:
+    return bool(data[0] & 0x10)  # show_frame, RFC 6386 section 9.1
+
+
+def _vp9_shows(data: memoryview) -> bool:
+    """Whether a VP9 packet shows a frame; a superframe (several frames, the last of which is shown) does."""
+    if data[-1] & 0xE0 == 0xC0:
+        return True
+    bits = data[0]
+    profile = (bits >> 5 & 1) | (bits >> 3 & 2)
+    if profile == 3:
+        return True
+    show_existing, show = bits >> 3 & 1, bits >> 1 & 1  # after the marker (2 bits) and the profile (2 bits)
+    return bool(show_existing or show)
+
+
+_SHOWS_A_FRAME: dict[str, Callable[[memoryview], bool]] = {
+    "vp8": _vp8_shows, "libvpx": _vp8_shows, "vp9": _vp9_shows, "libvpx-vp9": _vp9_shows,
+}  # fmt: skip
+
+
+def _display_order(packets: _Packets, base: Fraction, rate: Fraction, broadcast: bool) -> tuple[np.ndarray, bool]:
+    """Times of the frames in ticks, in display order, and whether they are others than the packets' own."""
+    shown, decoded = np.array(packets.shown), np.array(packets.decoded)
+    keys = np.frombuffer(bytes(packets.keys), dtype=np.uint8)
+    if keys.any():
+        # What comes before the first key frame, in the file or on the screen, refers to frames that are not there.
+        first = int(keys.argmax())
+        keep = (np.arange(len(shown)) >= first) & ((shown >= shown[first]) | (shown == NONE))
+        shown, decoded = shown[keep], decoded[keep]
+    if not len(shown) or (shown == NONE).all():
+        return np.zeros(0, dtype=np.int64), False
+    step = max(1, round(1 / (rate * base)))
+    missing = bool((shown == NONE).any())
+    if missing:
+        for index in np.flatnonzero(shown == NONE):
+            shown[index] = shown[index - 1] + step if index else shown[shown != NONE][0] - step
+    jumps = _jumps(shown, decoded, base, broadcast)
+    parts = np.split(shown, jumps)
+    offset = 0
+    for index, part in enumerate(parts):
+        part.sort()
+        if index:
+            offset = int(parts[index - 1][-1]) + step - int(part[0])
+            part += offset
+    return np.concatenate(parts), missing or len(parts) > 1
+
+
+def _jumps(shown: np.ndarray, decoded: np.ndarray, base: Fraction, broadcast: bool) -> np.ndarray:
+    """Where the clock was set anew: backward by over a second, in broadcasts forward by over `LONGEST_STEP`, too."""
+    clock = decoded if (decoded != NONE).all() else shown
+    change = np.diff(clock) * float(base)
+    back = -1.0 if clock is decoded else -LONGEST_STEP
+    found = (change < back) | (change > LONGEST_STEP if broadcast else False)
+    return np.flatnonzero(found) + 1
+
+
+def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> Fraction | None:
+    """The rate at which times are regular within their rounding to whole ticks, or None.
+
+    Args:
+        ticks: Times in display order, `(t,)` int64.
+        base: Seconds of a tick.
+        stated: Rates to try first, as a header states them.
+    """
+    steps, span = len(ticks) - 1, int(ticks[-1] - ticks[0])
+    if steps < 1 or span <= 0:
+        return None if steps else (stated[0] if stated else Fraction(24))
+    mean = Fraction(steps, span) / base
+    near = [rate for rate in COMMON_RATES if abs(rate / mean - 1) < 0.01]
+    for rate in (*stated, Fraction(max(1, round(mean))), *near, mean.limit_denominator(1001), mean):
+        error = (ticks - ticks[0]) - np.arange(steps + 1) * float(1 / (rate * base))
+        if float(error.max() - error.min()) <= 1.0 + 1e-6:
+            return rate
+    return None
+
+
+def _increasing(times: np.ndarray, period: float) -> np.ndarray:
+    """Times of which none is that of the frame before: a frame that has the same comes half a period later."""
+    if len(times) < 2 or (np.diff(times) > 0).all():
+        return times
+    result = times.copy()
+    for index in range(1, len(result)):
+        if result[index] <= result[index - 1]:
+            result[index] = result[index - 1] + period / 2
+    return result
+
+
+def _tagged_duration(tag: str | None) -> Fraction:
+    """Seconds of a Matroska `DURATION` tag, `hours:minutes:seconds`; 0 without one."""
+    try:
+        hours, minutes, seconds = (tag or "").split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    except ValueError:
+        return Fraction(0)
