@@ -3,7 +3,7 @@
     python benchmarks/tokenizer_presets.py [--rows] [--update docs/tokenizers.md]
 
 Networks are built on the meta device, where nothing is computed. GFLOP are those of convolutions and matrix products,
-2 per multiply-add, for a clip of 17×256×256, as torch's FlopCounterMode counts them. `--rows` prints what
+2 per multiply-add, for a clip of 17×256×256, as `kinema.flops.FlopCounter` counts them. `--rows` prints what
 `presets.py` and its like state, `--update` renews the table in a file, between its two marks.
 """
 
@@ -12,9 +12,9 @@ from math import log2
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.files import atomic_path
+from kinema.flops import FlopCounter
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.presets import Stated
 from kinema.tokenizers.quantizers import DiscreteBottleneck
@@ -34,9 +34,9 @@ def build(name: str) -> LatentTokenizer:
 def measure(model: LatentTokenizer) -> Stated:
     """Counts a model on the meta device; to three significant digits."""
     video = torch.empty(CLIP, device="meta")
-    with FlopCounterMode(display=False) as encoding:
+    with FlopCounter() as encoding:
         latents = model.quantizer(model._hidden(video)).mode  # without the checks, which need numbers
-    with FlopCounterMode(display=False) as decoding:
+    with FlopCounter() as decoding:
         assert model._decoded(latents, *CLIP[2:]).shape == CLIP
     counts = (
         sum(p.numel() for p in model.parameters()) / 1e6,

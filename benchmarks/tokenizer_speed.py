@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from kinema import CausalVideoTokenizer
 from kinema.apps.loading import pick_device
 from kinema.errors import KinemaError
+from kinema.flops import FlopCounter
 from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import parse_shape
@@ -111,7 +111,7 @@ def timed(work: Callable[[], Tensor], device: str) -> tuple[dict[str, float], Te
 
 def counted(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
     """GFLOP of one call, and its result."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         result = work()
     return counter.get_total_flops() / 1e9, result
 

@@ -1,6 +1,6 @@
 """What one forward of a video transformer costs, by the sizes of its blocks.
 
-FLOPs count a multiplication and an addition as two, as torch's counter does. Counted are the blocks: attention,
+FLOPs count a multiplication and an addition as two, as `kinema.flops` does. Counted are the blocks: attention,
 projections, feed-forward layers. Embeddings, modulation and the text's own layers are left out: they run once for all
 blocks, and are small beside them at the lengths of video.
 """

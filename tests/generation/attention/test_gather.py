@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from attending import extra_masks, grids, inputs, patterns, reference
+from kinema.flops import FlopCounter
 from kinema.generation.attention import (
     Band,
     Grid,
@@ -73,7 +73,7 @@ def test_cost_is_the_density():
     tensors = inputs(grid, batch=1, heads=1)
     counts = {}
     for backend in ("gather", "masked"):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             sparse_attention(*tensors, pattern=pattern, grid=grid, backend=backend)
         counts[backend] = counter.get_total_flops()
     assert pattern.density(grid) == 1 / 16

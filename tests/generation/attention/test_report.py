@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attending import dynamic, grids, static
 from kinema.errors import KinemaError
+from kinema.flops import FlopCounter
 from kinema.generation.attention import (
     Band,
     BlockCausal,
@@ -161,8 +161,8 @@ def test_tokens_of_clips(model: str, clip: tuple[int, int, int], grid: Grid):
 
 
 def counted(model: nn.Module, blocks: dict[str, int], **inputs: Any) -> int:
-    """FLOPs of a model's blocks by torch's counter, without those of modulation."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """FLOPs of a model's blocks without those of modulation."""
+    with FlopCounter() as counter, torch.no_grad():
         model(**inputs)
     counts, total = counter.get_flop_counts(), 0
     for name, number in blocks.items():
