@@ -26,15 +26,8 @@ from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
 from kinema.generation.loading import check_parts, check_pipeline_folder
-from kinema.generation.text import (
-    PromptWarning,
-    TextEncoder,
-    TextFeatures,
-    TransformersTextEncoder,
-    WordTextEncoder,
-    warn_of_long_prompts,
-    warn_of_unknown_words,
-)
+from kinema.generation.prompts import PromptWarning, prompt_list, warn_of_prompts
+from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.loading import one_line, quiet_loading
 from kinema.tokenizers.base import LatentTokenizer
@@ -289,7 +282,7 @@ class KinemaPipeline(DiffusionPipeline):
         num_videos: int,
     ) -> tuple[TextFeatures, TextFeatures]:
         text = self.encode_text(prompt)
-        negative = self.encode_text("" if negative_prompt is None else negative_prompt)
+        negative = self.encode_text("" if negative_prompt is None else negative_prompt, name="negative_prompt")
         if len(text) == 0:
             raise KinemaError("`prompt` (=[]) must have at least one prompt")
         if len(negative) not in (1, len(text)):
@@ -299,25 +292,32 @@ class KinemaPipeline(DiffusionPipeline):
         rows = torch.arange(len(text)).repeat_interleave(num_videos)
         return text.select(rows), negative.select(rows if len(negative) > 1 else torch.zeros_like(rows))
 
-    def encode_text(self, prompt: str | Sequence[str] | TextFeatures) -> TextFeatures:
+    def encode_text(self, prompt: str | Sequence[str] | TextFeatures, *, name: str = "prompt") -> TextFeatures:
         """Text features of prompts, as the transformer takes them; warns of what it cannot read.
 
         Args:
             prompt: one or several; text features are passed on.
+            name: what errors and warnings call the argument. The empty negative prompt means that there is none, and
+                gives no warning.
+
+        Raises:
+            KinemaError: there is no prompt, or one that is no text.
+
+        Warns:
+            PromptWarning: a prompt has no word that the model knows, or some that it does not know, or is cut.
         """
         device = self._execution_device
         if isinstance(prompt, TextFeatures):
             return prompt.to(device)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise KinemaError("`prompt` (=[]) must have at least one prompt")
+        prompts = prompt_list(prompt, name)
         max_length = self.transformer.config["text_max_length"]
-        if self.text_encoder is None:
-            warn_of_unknown_words(self.tokenizer, prompts)
+        is_word_model = self.text_encoder is None
+        meant = [each for each in prompts if each or name != "negative_prompt"]
+        warn_of_prompts(self.tokenizer, meant, max_length, is_word_tokenizer=is_word_model, name=name)
+        if is_word_model:
             encoder: TextEncoder = WordTextEncoder(self.tokenizer, max_length)
         else:
             encoder = TransformersTextEncoder(self.tokenizer, self.text_encoder, max_length)
-        warn_of_long_prompts(self.tokenizer, prompts, max_length)
         text = encoder(prompts).to(device)
         is_ids = not text.values.is_floating_point()
         return text if is_ids else TextFeatures(text.values.to(self.transformer.dtype), text.mask)

@@ -4,20 +4,21 @@ What is here is not trained and can be cached; the trained part of the text path
 (`transformer.layers.TextRefiner`).
 """
 
-import difflib
-import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kinema.errors import KinemaError
+from kinema.generation.prompts import PromptWarning as PromptWarning
+from kinema.generation.prompts import known_words as known_words
+from kinema.generation.prompts import unknown_words as unknown_words
+from kinema.generation.words import encodable_text, split_words, word_normalizer, word_pre_tokenizer
 
 PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
 
@@ -127,104 +128,44 @@ class TransformersTextEncoder:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> TextFeatures:
-    encoded = tokenizer(list(prompts), padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    texts = [encodable_text(prompt) for prompt in prompts]
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     return TextFeatures(encoded["input_ids"], encoded["attention_mask"].bool())  # pyright: ignore
-
-
-_WORD = re.compile(r"[^\W_]+")
-
-
-def split_words(text: str) -> list[str]:
-    """Splits text as the word tokenizer does: lower case, runs of letters and digits."""
-    return _WORD.findall(text.lower())
 
 
 def build_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """Makes a tokenizer of a fixed vocabulary of words.
 
-    Prompts are lower-cased and split at everything but letters and digits; a start token comes first, so that the empty
-    prompt has one token. Ids: 0 padding, 1 unknown word, 2 start, then the words in the given order.
+    Prompts are split as `split_words` does, by the same rule. A start token comes first, so that the empty prompt has
+    one token. Ids: 0 padding, 1 unknown word, 2 start, then the words in the given order.
 
     Args:
-        words: lower-case words of letters and digits, each once.
+        words: as `split_words` gives them, each once.
 
     Raises:
-        KinemaError: no words, or one that is repeated or not of lower-case letters and digits.
+        KinemaError: no words, or one that is repeated or not as `split_words` gives it.
     """
     words = list(words)
     if not words:
         raise KinemaError("`words` (=[]) must name at least one word")
     vocabulary = {PAD: 0, UNKNOWN: 1, START: 2}
     for word in words:
-        if split_words(word) != [word] or word in vocabulary:
-            raise KinemaError(f"`words` (has {word!r}) must be distinct and of lower-case letters and digits only")
+        if word in vocabulary:
+            raise KinemaError(f"`words` (has {word!r} twice) must be distinct")
+        if split_words(word) != [word]:
+            raise KinemaError(f"`words` (has {word!r}) must be words as `split_words` gives them: {split_words(word)}")
         vocabulary[word] = len(vocabulary)
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
-    words_only = pre_tokenizers.Split(Regex(_WORD.pattern), "removed", invert=True)
-    backend.pre_tokenizer = words_only  # pyright: ignore[reportAttributeAccessIssue]
+    backend.normalizer = word_normalizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.pre_tokenizer = word_pre_tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=f"{START} $A", special_tokens=[(START, vocabulary[START])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, unk_token=UNKNOWN, bos_token=START, padding_side="right"
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        padding_side="right",
+        split_special_tokens=True,  # "[PAD]" in a prompt is the word pad
     )
-
-
-def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a tokenizer made by `build_word_tokenizer`, in order of id."""
-    special = set(tokenizer.all_special_tokens)
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return [word for word, _ in vocabulary if word not in special]
-
-
-def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, num_near: int = 3) -> dict[str, list[str]]:
-    """Finds the words of a prompt that the vocabulary lacks.
-
-    Args:
-        tokenizer: made by `build_word_tokenizer`.
-        prompt: the prompt.
-        num_near: how many near words to offer.
-
-    Returns:
-        Each unknown word with the known words that are spelled most like it, nearest first.
-    """
-    known = known_words(tokenizer)
-    vocabulary = set(known)
-    unknown = dict.fromkeys(word for word in split_words(prompt) if word not in vocabulary)
-    return {word: _near_words(word, known, num_near) for word in unknown}
-
-
-def _near_words(word: str, known: list[str], num: int) -> list[str]:
-    """Words spelled much like it; if there is none, the nearest all the same."""
-    near = difflib.get_close_matches(word, known, n=num, cutoff=0.6)
-    return near or difflib.get_close_matches(word, known, n=num, cutoff=0.0)
-
-
-class PromptWarning(UserWarning):
-    """A part of a prompt has no effect: words outside the vocabulary, or words beyond the longest prompt."""
-
-
-def warn_of_unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
-    """Warns of words that a tokenizer made by `build_word_tokenizer` does not have, and names near ones.
-
-    The warning is attributed to the caller of the pipeline.
-    """
-    unknown: dict[str, list[str]] = {}
-    for prompt in prompts:
-        unknown.update(unknown_words(tokenizer, prompt))
-    if unknown:
-        parts = [f"{word!r} (near: {', '.join(near)})" for word, near in unknown.items()]
-        warnings.warn(f"words that the model does not know: {'; '.join(parts)}", PromptWarning, stacklevel=6)
-
-
-def warn_of_long_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int) -> None:
-    """Warns of prompts that are cut at `max_length` tokens."""
-    for prompt in prompts:
-        length = len(tokenizer(prompt)["input_ids"])  # pyright: ignore[reportArgumentType]
-        if length > max_length:
-            warnings.warn(
-                f"a prompt of {length} tokens is cut to the model's {max_length}: {prompt[:60]!r}...",
-                PromptWarning,
-                stacklevel=6,
-            )

@@ -18,6 +18,7 @@ from kinema.generation.attention import TileTopK, annealed_share, parse_pattern
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
 from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
+from kinema.generation.prompts import missing_words
 from kinema.generation.text import (
     TextFeatures,
     TransformersTextEncoder,
@@ -315,7 +316,7 @@ def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) ->
         tokenizer = build_word_tokenizer(words)
         if config.init_from is not None:  # its embeddings belong to its own words
             tokenizer = load_pipeline(config.init_from, "init_from").tokenizer
-            unknown = sorted(set(words) - set(tokenizer.get_vocab()))
+            unknown = sorted(missing_words(tokenizer, " ".join(words)))
             if unknown:
                 raise KinemaError(
                     f"`init_from` (={config.init_from}) must know the words of `data`, and lacks {', '.join(unknown)}"

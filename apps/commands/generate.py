@@ -1,16 +1,16 @@
 """Make clips from prompts, or from a prompt and the first frame."""
 
 import argparse
-import re
 import sys
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.attention import parse_dense_steps
 from kinema.errors import KinemaError
-from kinema.files import check_input_file
+from kinema.files import check_input_file, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,14 +185,11 @@ def read_prompts(path: str) -> list[str]:
     """The prompts in a text file, one a line; empty lines at its end are no prompts.
 
     Raises:
-        KinemaError: No such file, not UTF-8, no prompt in it, or an empty line between prompts: clips are numbered by
-            line, and it would be unclear what they count.
+        KinemaError: No such file, not text in UTF-8, no prompt in it, or an empty line between prompts: clips are
+            numbered by line, and it would be unclear what they count.
     """
     check_input_file(path, "prompts")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig").rstrip()
-    except UnicodeDecodeError as error:
-        raise KinemaError(f"`prompts` (={path!r}) must be a text file in UTF-8") from error
+    text = read_text(path, "prompts").replace("\r\n", "\n").replace("\r", "\n").rstrip()
     if not text:
         raise KinemaError(f"`prompts` (={path!r}) must have a prompt in it")
     lines = text.split("\n")  # splitlines() would also break at characters that editors show within a line
@@ -203,8 +200,14 @@ def read_prompts(path: str) -> list[str]:
 
 
 def slug(prompt: str) -> str:
-    """A file name for a prompt: its words, joined by dashes, as many as make about 60 letters."""
-    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    """A file name for a prompt: its words without accents, joined by dashes, as many as make about 60 letters.
+
+    Words of other scripts are left out, so that the name can be typed on any keyboard.
+    """
+    from kinema.generation.words import split_words
+
+    plain = (unicodedata.normalize("NFD", word).encode("ascii", "ignore").decode() for word in split_words(prompt))
+    words = [word for word in plain if word.isalnum()]
     name = ""
     for word in words:
         if len(name) + len(word) > 60:

@@ -102,6 +102,7 @@ def test_what_the_pipeline_refuses_is_one_line(pipeline: Any, capsys: pytest.Cap
         ("A red car!", "a-red-car"),
         ("../../etc/passwd", "etc-passwd"),
         ("\u96ea", "clip"),
+        ("Un cafe\u0301 cr\u00e8me, 3\u00bd", "un-cafe-creme-3"),
         ("word " * 50, "-".join(["word"] * 12)),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from kinema.errors import KinemaError
 from kinema.generation.pipeline import PromptWarning
+from kinema.generation.prompts import prompt_list
 
 
 def seeded(seed=0):
@@ -113,7 +114,9 @@ def test_guidance_extrapolates_from_the_negative_prompt(pipeline):
         found = pipeline(prompt, latents=noise, num_inference_steps=1, output_type="latent", **arguments).frames
         return noise - found
 
-    positive, empty, negative = (velocity(prompt, guidance_scale=1.0) for prompt in ("a red car", "", "blue left"))
+    positive, negative = (velocity(prompt, guidance_scale=1.0) for prompt in ("a red car", "blue left"))
+    with pytest.warns(PromptWarning, match="no effect"):
+        empty = velocity("", guidance_scale=1.0)
     assert (positive - negative).abs().max() > 1e-3
     torch.testing.assert_close(velocity("a red car", guidance_scale=3.0), empty + 3 * (positive - empty))
     torch.testing.assert_close(
@@ -233,6 +236,45 @@ def test_known_words_do_not_warn(pipeline):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipeline("A red, blue car!", num_inference_steps=1, output_type="latent")
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "!!!", "\u200b", "🚗 👩\u200d🚀", "zebra", "[PAD] [START]", "\udce9"])
+def test_prompt_without_a_known_word_is_said_each_time(pipeline, prompt):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # shows what `warnings.warn` says once for each place
+        for _ in range(2):
+            pipeline([prompt, "red"], num_inference_steps=1, output_type="latent")
+    assert [warning.category for warning in caught] == [PromptWarning] * 2
+    assert all(f"`prompt` (={prompt!r}) has no word that the model knows" in str(w.message) for w in caught)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_words_unknown_of_a_prompt_without_effect_are_named(pipeline):
+    with pytest.warns(PromptWarning, match="no effect: 'zebra' \\(near: .*'redd' \\(near: red"):
+        pipeline("zebra redd", num_inference_steps=1, output_type="latent")
+
+
+@pytest.mark.parametrize(("negative", "count"), [(None, 0), ("", 0), ("red", 0), ("!!!", 1), ("zebra", 1), (" ", 1)])
+def test_negative_prompts_are_checked_too(pipeline, negative, count):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        pipeline("red", negative_prompt=negative, num_inference_steps=1, output_type="latent")
+    assert len(caught) == count
+    assert all("`negative_prompt`" in str(warning.message) for warning in caught)
+
+
+def test_many_unknown_words_make_one_line_in_little_time(pipeline):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        pipeline("red " + " ".join(f"w{n}" for n in range(500)), num_inference_steps=1, output_type="latent")
+    assert "and 492 more" in str(caught[0].message)
+    assert max(len(str(warning.message)) for warning in caught) < 1000
+
+
+@pytest.mark.parametrize("prompt", [None, 3, [None], [["red"]], b"red"])
+def test_prompts_must_be_text(prompt):
+    with pytest.raises(KinemaError, match="`negative_prompt` \\(has a"):
+        prompt_list(prompt, "negative_prompt")
 
 
 def test_long_prompts_are_cut_with_a_warning(pipeline):

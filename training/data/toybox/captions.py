@@ -1,9 +1,9 @@
 """Captions with paraphrases, and the list of every word that they can contain."""
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 
+from kinema.generation.words import split_words
 from kinema.training.data.toybox.objects import ADJECTIVES, DEFAULT_OBJECTS
 from kinema.training.data.toybox.schema import CAMERAS, ClipSpec, ObjectSpec
 
@@ -48,11 +48,6 @@ RELATION_PHRASES: dict[str, str] = {
 _JOINING = ("and", "while")
 _ARTICLES = ("a", "an", "the")
 _LEADING_PLACE, _ADJECTIVE = 0.15, 0.25  # how often the place comes first, and an object gets its adjective
-
-
-def split_words(text: str) -> list[str]:
-    """The lower-case words of a text: runs of letters and digits."""
-    return re.findall(r"[^\W_]+", text.lower())
 
 
 def with_article(noun: str) -> str:
