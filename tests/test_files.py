@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinema.errors import KinemaError
-from kinema.files import check_input_file, counting_order, find_files, read_text
+from kinema.files import check_input_file, counting_order, displayed, find_files, read_text, walk_folders
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True))
@@ -63,3 +63,39 @@ def test_input_file_is_a_regular_file_that_is_not_empty(tmp_path: Path):
     }.items():
         with pytest.raises(KinemaError, match=reason):
             check_input_file(tmp_path / name)
+
+
+def test_a_folder_that_links_reach_too_has_its_own_name(tmp_path: Path):
+    (tmp_path / "run2").mkdir()
+    (tmp_path / "run2" / "a.mp4").write_bytes(b"x")
+    (tmp_path / "latest").symlink_to(tmp_path / "run2", target_is_directory=True)
+    (tmp_path / "run2" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path, (".mp4",))] == ["run2/a.mp4"]
+    outside = tmp_path / "run2"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "linked").symlink_to(outside, target_is_directory=True)
+    found = find_files(tmp_path / "other", (".mp4",))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["other/linked/a.mp4"]
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert list(walk_folders(tmp_path / "none")) == []
+    assert "skipped the folder" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("café 東京 \U0001f697.mp4", "café 東京 \U0001f697.mp4"),
+        ("क\u200dष", "क\u200dष"),
+        ("a\nb\tc\x1b[31m\x07\x9b", r"a\nb\tc\x1b[31m\x07\x9b"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("a\u2028b", r"a\u2028b"),
+        (os.fsdecode(b"a\xff"), r"a\xff"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_displayed_names_do_nothing_to_a_terminal(name: str, shown: str):
+    assert displayed(name) == shown
+    assert displayed(shown) == shown
+    shown.encode()

@@ -1,15 +1,19 @@
 """Files that commands read and make: checks before the work, and results that appear whole or not at all."""
 
 import codecs
+import logging
 import os
 import re
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from kinema.errors import KinemaError
+
+logger = logging.getLogger(__name__)
 
 
 def check_input_file(path: str | os.PathLike[str], name: str = "path") -> None:
@@ -44,30 +48,64 @@ def counting_order(name: str | os.PathLike[str]) -> list[tuple[int, str]]:
             for part in re.split(r"([0-9]+)", os.fspath(name))]  # fmt: skip
 
 
+def walk_folders(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """A folder and those below it, as `(folder, names of its folders, names of its other entries)`.
+
+    Names that begin with a dot are left out. Links to folders are followed, after all folders that are reached without
+    one; a folder is given once, however often it is reached, so that loops end. A folder that cannot be listed is
+    skipped with a warning. The names are in counting order.
+    """
+    pending, seen = [Path(folder)], set[tuple[int, int]]()
+    while pending:
+        for place, folders, names in os.walk(pending.pop(0), onerror=_warn_of_folder):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            here = Path(place)
+            shown = sorted((name for name in folders if not name.startswith(".")), key=counting_order)
+            yield here, shown, sorted((name for name in names if not name.startswith(".")), key=counting_order)
+            pending += [here / name for name in shown if (here / name).is_symlink()]
+            folders[:] = [name for name in shown if not (here / name).is_symlink()]
+
+
+def _warn_of_folder(error: OSError) -> None:
+    logger.warning("skipped the folder %r: %s", error.filename, error.strerror)
+
+
 def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[Path]:
     """Regular files with one of the suffixes in a folder and its subfolders, in counting order of their paths.
 
     Suffixes match in any letter case. Names that begin with a dot are skipped, and so are folders, pipes and devices,
-    whatever their suffix. Links to folders are followed; a folder reached twice (a loop) is listed once.
+    whatever their suffix. Folders are walked as `walk_folders` says.
 
     Args:
         folder: Where to look; an existing folder.
         suffixes: Lower case, with the dot.
     """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(place)
-        found += [here / name for name in names
-                  if not name.startswith(".") and Path(name).suffix.lower() in suffixes and (here / name).is_file()
-                  ]  # fmt: skip
+    found = [here / name
+             for here, _, names in walk_folders(folder)
+             for name in names
+             if Path(name).suffix.lower() in suffixes and (here / name).is_file()
+             ]  # fmt: skip
     return sorted(found, key=counting_order)
+
+
+def displayed(name: str | os.PathLike[str]) -> str:
+    """A name as terminals and pages can show it: control characters and bytes that are no text are escaped."""
+    text = os.fspath(name)
+    return text if text.isprintable() else "".join(_escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    # Controls, invisible marks but for those that join letters, halves of pairs, breaks of lines.
+    if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or letter in "\u200c\u200d":
+        return letter
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 _BYTE_ORDER_MARKS = (

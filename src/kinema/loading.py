@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
 
+from kinema.files import displayed
+
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """The message of an error in one line, cut where it is too long; the kind of error where it has no message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of an error in one line, cut where it is too long; the kind of error where it has no message.
+
+    Control characters are escaped: file names and what libraries say may hold such, and a terminal would obey them.
+    """
+    text = displayed(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
