@@ -6,11 +6,12 @@ Nothing here imports torch: `kinema --help` and `kinema COMMAND --help` answer a
 import argparse
 import importlib
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import kinema
 from kinema.errors import KinemaError
@@ -34,6 +35,16 @@ COMMANDS = {
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are `KinemaError`s, so that every mistake is reported in the same way."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse, which takes the value in `--value-range -1,1` for an option, unless it is joined to the flag."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if words and re.fullmatch(r"--[a-z-]+", words[-1]) and re.fullmatch(r"-[0-9.]+(,-?[0-9.]+)+", word):
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise KinemaError(f"{message} (see `{self.prog} --help`)")

@@ -1,7 +1,8 @@
 """How much of a clip a tokenizer keeps, or how far the clips of one folder are from those of another.
 
 Clips are compared as the frames of a file, uint8 `t h w 3`: what comes out of a tokenizer is rounded to levels first,
-so that a lossless file of it gives the same numbers. They are read one after the other; only their numbers are kept.
+so that a lossless file of it gives the same numbers. They are read one after the other, long ones window by window;
+only their numbers are kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,17 +16,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.eval.clips import Frames, LongClip, WindowPicker
 from kinema.eval.frames import METRICS, FrameMeasure, SetMeasure, check_metrics
 from kinema.eval.frames.features import FrameFeatures, load_features
+from kinema.eval.round_trip import LongReconstruction, check_length
+from kinema.eval.round_trip import reconstruct_clip as reconstruct_clip
 from kinema.eval.summaries import gather, mean, naming, number
+from kinema.eval.windows import in_windows, window_length
+from kinema.files import counting_order
 from kinema.tokenizers.interface import VideoTokenizer
-from kinema.video import to_float, to_uint8
 
 DEFAULT_METRICS = ("psnr", "ssim", "flicker")
 """Those that need neither weights nor another program."""
-
-Frames = UInt8[Tensor, "_ _ _ 3"]
-"""A clip as it is in a file, `t h w 3`; several of them need not be of one size."""
 
 
 @runtime_checkable
@@ -41,6 +43,19 @@ class VideoDistance(Protocol):
 
         All processes call it, those without a clip, too.
         """
+        ...
+
+
+@runtime_checkable
+class WindowedDistance(VideoDistance, Protocol):
+    """A video distance that says which frames it looks at, so that long clips need not be in memory for it."""
+
+    def windows(self, name: str, num_frames: int) -> Sequence[Tensor]:
+        """Frame numbers of each window of a clip of this name and length."""
+        ...
+
+    def update_windows(self, windows: Iterable[tuple[str, Tensor]], real: bool) -> None:
+        """Counts windows under their clips' names, uint8 `c t h w`."""
         ...
 
 
@@ -74,7 +89,7 @@ class ReconstructionReport:
         first_frame: The same of first frames alone, which a causal tokenizer codes as images.
         chunk_border: The same of frames at chunk borders (`border_frames`) alone.
         curves: By metric, the mean over clips of every frame index; clips that are shorter count in as far as they go.
-        clips: Each clip, in the order of names.
+        clips: Each clip, in counting order of names.
         temporal_ratio: Frames of a latent step; None: unknown.
         chunk: Frames that went through the tokenizer at once; None: whole clips.
         fvd: Result of the video distance (`FVDResult`); None: not asked for.
@@ -121,7 +136,7 @@ def evaluate_reconstruction(
     device: torch.device | str = "cpu",
     weights: Mapping[str, Path] | None = None,
     fvd: VideoDistance | None = None,
-    watch: Callable[[str, Frames, Frames], None] | None = None,
+    watch: Callable[[str, Frames, Frames | LongReconstruction], None] | None = None,
 ) -> ReconstructionReport:
     """Takes clips through a tokenizer and back, and measures what comes back.
 
@@ -129,16 +144,18 @@ def evaluate_reconstruction(
         tokenizer: Works where it is.
         clips: Name and frames, of any length and size; in several processes, each its own share.
         metrics: Names of `kinema.eval.frames.METRICS`.
-        chunk: Give the tokenizer so many frames at once, each chunk for itself; None: whole clips.
+        chunk: Give the tokenizer so many frames at once, each chunk for itself; None: whole clips. A `LongClip` goes
+            through kinema's tokenizers as a stream then, which is the same but for round-off.
         device: Where the metrics' networks compute.
         weights: Files of networks' weights, by the networks' names; others come from the cache.
         fvd: A video distance that is updated with both sides, under the clip's name, so that they are cut alike; its
-            result is `report.fvd`.
-        watch: Is called with every clip's name, frames and reconstruction, to show or keep them.
+            result is `report.fvd`. For long clips it must be a `WindowedDistance`.
+        watch: Is called with every clip's name, frames and reconstruction, to show or keep them; of a long clip's
+            reconstruction only the first frames can be taken, `[:n]`.
 
     Raises:
-        KinemaError: No clip, an unknown metric, `chunk` < 1, a clip that a metric cannot take (the message names it),
-            or weights that cannot be had.
+        KinemaError: No clip, an unknown metric, `chunk` < 1, a clip that a metric cannot take or that is too long for
+            the tokenizer (the message names it), or weights that cannot be had.
     """
     if chunk is not None and chunk < 1:
         raise KinemaError(f"`chunk` (={chunk}) must be >= 1")
@@ -156,28 +173,18 @@ def evaluate_reconstruction(
 
 def _reconstructed(
     tokenizer: VideoTokenizer, clips: Iterable[tuple[str, Frames]], chunk: int | None
-) -> Iterator[tuple[str, Frames, Frames]]:
+) -> Iterator[tuple[str, Frames, Frames | LongReconstruction]]:
     for name, frames in clips:
         with naming(name):
-            clip = reconstruct_clip(tokenizer, frames, chunk=chunk)
+            if isinstance(frames, LongClip):
+                clip = LongReconstruction(tokenizer, frames, chunk)
+            else:
+                clip = reconstruct_clip(tokenizer, frames, chunk=chunk)
         yield name, frames, clip
 
 
-@torch.no_grad()
-def reconstruct_clip(tokenizer: VideoTokenizer, frames: Frames, *, chunk: int | None = None) -> Frames:
-    """Frames through a tokenizer and back, rounded to levels, `chunk` of them at once.
-
-    Raises:
-        KinemaError: There is no frame.
-    """
-    _check_length(frames)
-    like = {"device": getattr(tokenizer, "device", "cpu"), "dtype": getattr(tokenizer, "dtype", torch.float32)}
-    pieces = frames.split(chunk or len(frames))
-    return torch.cat([to_uint8(tokenizer.reconstruct(to_float(piece).to(**like))[0].cpu()) for piece in pieces])
-
-
 def compare_clips(
-    pairs: Iterable[tuple[str, Frames, Frames]],
+    pairs: Iterable[tuple[str, Frames, Frames | LongReconstruction]],
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
     temporal_ratio: int | None = None,
@@ -185,7 +192,7 @@ def compare_clips(
     device: torch.device | str = "cpu",
     weights: Mapping[str, Path] | None = None,
     fvd: VideoDistance | None = None,
-    watch: Callable[[str, Frames, Frames], None] | None = None,
+    watch: Callable[[str, Frames, Frames | LongReconstruction], None] | None = None,
 ) -> ReconstructionReport:
     """Measures clips against their references.
 
@@ -208,14 +215,12 @@ def compare_clips(
     scores: list[ClipScores] = []
     for name, reference, clip in pairs:
         with naming(name):
-            scores.append(measures.score(name, reference, clip))
-            if fvd is not None:
-                fvd.update(_batch(reference), True, [name])
-                fvd.update(_batch(clip), False, [name])
+            both = () if fvd is None else _counters(fvd, name, reference, clip)
+            scores.append(measures.score(name, reference, clip, also=both))
         if watch is not None:
             watch(name, reference, clip)
     shares = gather(scores)
-    everything = sorted((score for share in shares for score in share), key=lambda score: score.name)
+    everything = sorted((score for share in shares for score in share), key=lambda score: counting_order(score.name))
     if not everything:
         raise KinemaError("`clips` (=0 of them) must be at least one clip")
     if not all(shares) and measures.sets:  # known to all processes, so that none waits for another
@@ -277,8 +282,20 @@ class Measures:
                 networks[metric.network] = load_features(metric.network, device, path)
         return cls(frames=frames, sets=sets, features={n: networks[str(METRICS[n].network)] for n in sets})
 
-    def score(self, name: str, reference: Frames, clip: Frames) -> ClipScores:
+    def score(
+        self,
+        name: str,
+        reference: Frames,
+        clip: Frames | LongReconstruction,
+        also: Sequence[Callable[[UInt8[Tensor, "t h w 3"]], None]] = (),
+    ) -> ClipScores:
         """Measures one pair, and counts it in the sets.
+
+        Args:
+            name: Of the clip.
+            reference: As it should be.
+            clip: As it is.
+            also: Two functions that are called with the next frames of the reference, and of the clip.
 
         Raises:
             KinemaError: Shapes differ, or a metric cannot take the clip.
@@ -287,15 +304,19 @@ class Measures:
             raise KinemaError(
                 f"`clip` (of shape {tuple(clip.shape)}) must have the shape of its reference, {tuple(reference.shape)}"
             )
-        _check_length(clip)
-        a, b = _batch(reference), _batch(clip)
-        curves = {key: _numbers(measure(a, b)[0]) for key, measure in self.frames.items()}
-        done: dict[int, tuple[Tensor, Tensor]] = {}
-        for key, measure in self.sets.items():
-            features = self.features[key]
-            if id(features) not in done:
-                done[id(features)] = features(a), features(b)
-            measure.update(*done[id(features)])
+        check_length(clip)
+        length = window_length(clip.shape[1], clip.shape[2])
+        pieces = zip(reference.split(length), clip.split(length), strict=True)
+        before = max((METRICS[key].before for key in self.frames), default=0)
+        after = max((METRICS[key].after for key in self.frames), default=0)
+        curves: dict[str, list[float | None]] = {key: [] for key in self.frames}
+        for counted, (a, b) in in_windows(pieces, length, before=before, after=after):
+            x, y = _batch(a), _batch(b)
+            for key, measure in self.frames.items():
+                curves[key] += _numbers(measure(x, y)[0, counted])
+            self._count(x[:, :, counted], y[:, :, counted])
+            for count, frames in zip(also, (a, b), strict=bool(also)):
+                count(frames[counted])
         return ClipScores(
             name=name,
             num_frames=len(clip),
@@ -305,13 +326,38 @@ class Measures:
             curves=curves,
         )
 
+    def _count(self, reference: UInt8[Tensor, "1 3 t h w"], clip: UInt8[Tensor, "1 3 t h w"]) -> None:
+        """Counts frames in the sets; what two of them compare is computed once."""
+        done: dict[int, tuple[Tensor, Tensor]] = {}
+        for key, measure in self.sets.items():
+            features = self.features[key]
+            if id(features) not in done:
+                done[id(features)] = features(reference), features(clip)
+            measure.update(*done[id(features)])
 
-def _check_length(clip: Frames) -> None:
-    if not len(clip):
-        raise KinemaError("`clip` (=0 frames) must be at least one frame")
+
+def _counters(
+    fvd: VideoDistance, name: str, reference: Frames, clip: Frames | LongReconstruction
+) -> Sequence[Callable[[UInt8[Tensor, "t h w 3"]], None]]:
+    """What counts both clips in a distance: at once where they are in memory, else as their frames come."""
+    if isinstance(reference, Tensor) and isinstance(clip, Tensor):
+        fvd.update(_batch(reference), True, [name])
+        fvd.update(_batch(clip), False, [name])
+        return ()
+    if not isinstance(fvd, WindowedDistance):
+        raise KinemaError(f"`fvd` (={type(fvd).__name__}) must take windows, for a clip of {len(reference)} frames")
+    windows = fvd.windows(name, len(reference))
+
+    def counter(real: bool) -> Callable[[UInt8[Tensor, "t h w 3"]], None]:
+        picker = WindowPicker(windows)
+        return lambda frames: fvd.update_windows(
+            ((name, rearrange(window, "t h w c -> c t h w")) for window in picker.push(frames)), real
+        )
+
+    return counter(True), counter(False)
 
 
-def _batch(frames: Frames) -> UInt8[Tensor, "1 3 t h w"]:
+def _batch(frames: UInt8[Tensor, "t h w 3"]) -> UInt8[Tensor, "1 3 t h w"]:
     return rearrange(frames, "t h w c -> 1 c t h w")
 
 

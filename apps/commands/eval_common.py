@@ -1,4 +1,4 @@
-"""What the measures of `kinema eval` share: options, checks before the work, several processes, results."""
+"""What the measures of `kinema eval` share: several processes, and results."""
 
 import argparse
 import atexit
@@ -12,130 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from kinema.apps.commands.eval_options import fitting_of, reading_of
 from kinema.errors import KinemaError
-from kinema.files import atomic_path, check_input_file, check_other_file, check_output_file
+from kinema.files import atomic_path, displayed
 
 if TYPE_CHECKING:
-    from kinema.eval.clips import ClipFile, ReadableClips
+    from kinema.eval.clips import ClipFile, ReadableClips, SideRates
     from kinema.eval.fvd import FrechetVideoDistance, FVDResult, LenientDistance
     from kinema.eval.report import Section
-
-Options = Mapping[str, Mapping[str, Any]]
-
-OPTIONS: Options = MappingProxyType(
-    {
-        "--tokenizer": {"metavar": "NAME", "help": "a tokenizer's folder, or as of `kinema reconstruct`"},
-        "--prompts": {"metavar": "FILE", "help": "a text file (UTF-8) with a prompt a line"},
-        "--model": {"metavar": "DIR", "help": "a pipeline's folder; else the embedded model"},
-        "--clip": {"metavar": "MODEL", "help": "the CLIP of clip_score: a hub id or a folder"},
-        "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of the first clip; each next takes one more"},
-        "--weights": {"metavar": "FILE"},
-        "--metrics": {"metavar": "NAME"},
-    }
-)
-"""Options that several measures have, by their flags; what differs is given to `add_options`."""
-
-OUTPUT_OPTIONS: Options = MappingProxyType(
-    {
-        "--json": {"metavar": "FILE", "help": "write all figures to a file"},
-        "--html": {"metavar": "FILE", "help": "write a page with plots and clips, one file that needs no network"},
-        "--overwrite": {"action": "store_true", "help": "replace files that exist"},
-    }
-)
-"""Where results go."""
-
-READING_OPTIONS: Options = MappingProxyType(
-    {
-        "--max-unreadable": {
-            "type": float,
-            "default": 0.05,
-            "metavar": "SHARE",
-            "help": "clips that cannot be read are skipped and named; more than this share of them is an error"
-            " (%(default)s)",
-        },
-        "--device": {"metavar": "NAME", "help": "cpu, cuda, ...; else CUDA where there is one"},
-    }
-)
-"""How clips are read, and where networks run."""
-
-FITTING_OPTIONS: Options = MappingProxyType(
-    {
-        "--num-frames": {"type": int, "metavar": "N", "help": "measure the first N frames of a clip; else all"},
-        "--stride": {"type": int, "default": 1, "metavar": "N", "help": "take every Nth frame (%(default)s)"},
-        "--resolution": {
-            "type": int,
-            "metavar": "PIXELS",
-            "help": "scale clips to this short side and cut out the square in the middle; else as they are",
-        },
-    }
-)
-"""Which frames of a clip are measured, and at which size."""
-
-FITTING_LEAST: Mapping[str, int] = MappingProxyType({"num_frames": 1, "stride": 1, "resolution": 8})
-"""What `FITTING_OPTIONS` may be at least."""
-
-_OUTPUTS = ("save_statistics", "json", "html")  # those of the options that are files to write
-
-
-def add_option(parser: argparse.ArgumentParser, flag: str, **changes: Any) -> None:
-    """Declare an option of `OPTIONS`, with what this measure says otherwise."""
-    parser.add_argument(flag, **{**OPTIONS[flag], **changes})
-
-
-def add_options(parser: argparse.ArgumentParser, *tables: Options) -> None:
-    """Declare all options of some tables."""
-    for table in tables:
-        for flag, settings in table.items():
-            parser.add_argument(flag, **settings)
-
-
-def check_outputs(arguments: argparse.Namespace, inputs: Mapping[str, str | None] | None = None) -> None:
-    """Raise `KinemaError` when a result may not be written; before the work.
-
-    Args:
-        arguments: With `json`, `html` and `overwrite`.
-        inputs: Files and folders of clips that are read, by what their arguments are called.
-    """
-    given = {name: path for name, path in (inputs or {}).items() if path is not None}
-    seen = dict(given)
-    for attribute in _OUTPUTS:
-        path = getattr(arguments, attribute, None)
-        if path is not None:
-            name = f"--{attribute.replace('_', '-')}"
-            check_output_file(path, overwrite=arguments.overwrite, name=name)
-            check_other_file(path, name, seen)
-            _check_is_no_clip(path, name, given)
-            seen[name] = path
-    if not 0 <= arguments.max_unreadable <= 1:
-        raise KinemaError(f"`--max-unreadable` (={arguments.max_unreadable:g}) must be in [0, 1]")
-
-
-def _check_is_no_clip(path: str, name: str, inputs: Mapping[str, str]) -> None:
-    """Raise `KinemaError` where a result would be, or replace, a clip of a folder that is measured."""
-    for input_name, folder in inputs.items():
-        if not Path(folder).is_dir() or not Path(path).resolve().is_relative_to(Path(folder).resolve()):
-            continue
-        from kinema.eval.clips import CLIP_SUFFIXES
-
-        if Path(path).suffix.lower() in CLIP_SUFFIXES:
-            raise KinemaError(f"`{name}` (={path!r}) must not be in `{input_name}`, as it would be one of its clips")
-
-
-def check_weights(arguments: argparse.Namespace) -> None:
-    """Raise `KinemaError` unless `--weights` is a file, or not given."""
-    if arguments.weights is not None:
-        check_input_file(arguments.weights, "--weights")
-
-
-def check_at_least(arguments: argparse.Namespace, least: Mapping[str, int]) -> None:
-    """Raise `KinemaError` where a number that was given is too small."""
-    for name, value in least.items():
-        given = getattr(arguments, name)
-        if given is not None and given < value:
-            raise KinemaError(f"`--{name.replace('_', '-')}` (={given}) must be >= {value}")
 
 
 @dataclass(frozen=True)
@@ -157,31 +43,26 @@ class Processes:
         """Whether this one says and writes the results."""
         return self.rank == 0
 
-    def clips(self, clips: "list[ClipFile]", arguments: argparse.Namespace, argument: str) -> "ReadableClips":
-        """This process's share of some clips."""
-        from kinema.eval.clips import ReadableClips
+    def clips(
+        self, clips: "list[ClipFile]", arguments: argparse.Namespace, argument: str, **reading: Any
+    ) -> "ReadableClips":
+        """This process's share of some clips, read as the options say, and as `**reading` (of `Reading`)."""
+        from kinema.eval.clips import ReadableClips, open_clip
 
         return ReadableClips(
             clips,
             max_unreadable=arguments.max_unreadable,
             rank=self.rank,
             world_size=self.world_size,
+            read=partial(open_clip, reading=reading_of(arguments, **reading)),
             argument=argument,
         )
 
     def fitted_clips(self, clips: "list[ClipFile]", arguments: argparse.Namespace, argument: str) -> "ReadableClips":
-        """The same, cut and scaled as `FITTING_OPTIONS` say."""
-        from kinema.eval.clips import read_fitted
-
-        share = self.clips(clips, arguments, argument)
-        share.read = partial(read_fitted, **fitting_of(arguments))
+        """The same, cut and scaled as `FITTING_OPTIONS` say, with a progress bar."""
+        share = self.clips(clips, arguments, argument, **fitting_of(arguments))
         share.progress = f"{argument.removeprefix('--')} clips" if self.is_main else None
         return share
-
-
-def fitting_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How clips are read, by what `FITTING_OPTIONS` say; also for JSON."""
-    return {name: getattr(arguments, name) for name in FITTING_LEAST}
 
 
 @contextlib.contextmanager
@@ -295,6 +176,24 @@ class Outcome:
         self.lines += [f"not measured: {metric}: {reason}" for metric, reason in missing.items()]
         self.notes += [f"Not measured: {metric}: {reason}" for metric, reason in missing.items()]
 
+    def add_rates(self, sides: "Mapping[str, SideRates]", fps: float | None = None) -> None:
+        """Say at which rates clips were stored and sampled, and where these differ, everywhere.
+
+        Args:
+            sides: The rates of each set of clips, by what it is called.
+            fps: The rate at which video files were sampled; None: as they are stored.
+        """
+        from kinema.eval.clips import describe_rates, rate_notes
+
+        notes = rate_notes(sides, fps)
+        self.lines += describe_rates(sides, fps)
+        self.note(*notes)
+        self.figures["rates"] = {
+            **{side: rates.as_dict() for side, rates in sides.items()},
+            "sampled_fps": fps,
+            "notes": notes,
+        }
+
     def add_fvd(self, result: "FVDResult", label: str = "FVD") -> None:
         """Print an FVD with its protocol, and what must be known of it."""
         self.lines += result.describe(label)
@@ -318,7 +217,7 @@ def publish(outcome: Outcome, arguments: argparse.Namespace) -> None:
     """Print the lines, and write the files that were asked for."""
     if outcome.unreadable:
         outcome.lines.append(f"{len(outcome.unreadable)} clips could not be read: {', '.join(outcome.unreadable)}")
-    print("\n".join(outcome.lines), flush=True)
+    print("\n".join(displayed(line) for line in outcome.lines), flush=True)
     if arguments.json is not None:
         write_json(outcome.figures | {"unreadable": outcome.unreadable}, arguments.json)
     if arguments.html is not None:
@@ -342,7 +241,8 @@ def write_json(figures: Mapping[str, Any], path: str | Path) -> None:
 
     text = json.dumps(finite({**figures, "kinema": __version__}), indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+        # Bytes of file names that are no UTF-8 become escapes that JSON knows, and from which Python makes the name.
+        temporary.write_bytes(f"{text}\n".encode(errors="backslashreplace"))
 
 
 def finite(value: Any) -> Any:

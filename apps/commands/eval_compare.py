@@ -9,26 +9,31 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.eval_common import (
+    Outcome,
+    Processes,
+    fetch_in_turn,
+    run_measure,
+)
+from kinema.apps.commands.eval_options import (
     FITTING_LEAST,
     FITTING_OPTIONS,
     OUTPUT_OPTIONS,
+    RATE_OPTIONS,
     READING_OPTIONS,
-    Outcome,
-    Processes,
     add_option,
     add_options,
     check_at_least,
     check_outputs,
-    fetch_in_turn,
     fitting_of,
-    run_measure,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kinema.eval.clips import Frames
     from kinema.eval.reconstruction import ReconstructionReport
     from kinema.eval.report import Clips
+    from kinema.eval.round_trip import LongReconstruction
 
 HELP = "frame metrics of a folder of clips against a folder of references"
 
@@ -42,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="REFERENCE", help="a folder of clips as they should be")
     parser.add_argument("clips", metavar="CLIPS", help="a folder of clips of the same names, lengths and sizes")
     add_metrics_argument(parser)
-    add_options(parser, FITTING_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
+    add_options(parser, FITTING_OPTIONS, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def add_metrics_argument(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +107,7 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     result = compare_clips(read_pairs(pairs, left, right), metrics, device=state.device, watch=shown)
     outcome = Outcome("Clips against their references", describe(result), result.as_dict())
     outcome.figures["protocol"] = fitting_of(arguments) | averaging_of(metrics)
+    outcome.add_rates({"reference": left.side_rates, "clips": right.side_rates}, arguments.fps)
     for side, clips in (("reference", left), ("clips", right)):
         outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
     if arguments.html is not None and state.is_main:
@@ -133,8 +139,8 @@ class Shown:
         self._most = SHOWN if state.is_main else 0
         self._kept: list[tuple[str, Tensor, Tensor]] = []
 
-    def __call__(self, name: str, reference: "Tensor", clip: "Tensor") -> None:
-        """Take a pair, uint8 `t h w 3`."""
+    def __call__(self, name: str, reference: "Frames", clip: "Frames | LongReconstruction") -> None:
+        """Take a pair."""
         from kinema.eval.report.media import MOST_FRAMES
 
         if len(self._kept) < self._most:

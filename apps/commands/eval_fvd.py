@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinema.apps.commands.eval_common import (
-    OUTPUT_OPTIONS,
-    READING_OPTIONS,
     Outcome,
     Processes,
+    fetch_in_turn,
+    run_measure,
+)
+from kinema.apps.commands.eval_options import (
+    OUTPUT_OPTIONS,
+    RATE_OPTIONS,
+    READING_OPTIONS,
     add_option,
     add_options,
     check_at_least,
     check_outputs,
     check_weights,
-    fetch_in_turn,
-    run_measure,
+    reading_of,
 )
 from kinema.errors import KinemaError
 
@@ -59,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep REAL's statistics in this folder, or else in kinema's cache, and use them again",
     )
     parser.add_argument("--save-statistics", metavar="FILE", help="write REAL's statistics to a .safetensors file")
-    add_options(parser, OUTPUT_OPTIONS, READING_OPTIONS)
+    add_options(parser, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,26 +123,25 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     if arguments.weights is None:
         fetch_in_turn(state, "i3d")
     features = VideoFeatures(protocol, weights=arguments.weights, device=state.device, batch_size=arguments.batch_size)
-    real_clips = state.clips(real, arguments, "real")
-    fake_clips = state.clips(fake, arguments, "fake")
+    real_clips = state.clips(real, arguments, "real", num_frames=protocol.first_frames)
+    fake_clips = state.clips(fake, arguments, "fake", num_frames=protocol.first_frames)
     reference = saved or _reference(arguments, real_clips, features, extra, state)
     if saved is not None:
+        saved.check_rate(arguments.fps)
         real_clips.unreadable = dict(saved.unreadable)
     result = evaluate_fvd(reference or real_clips, fake_clips, features=features, extra=extra)
     # Its notes are printed where it is measured, as warnings.
-    outcome = Outcome("Fréchet Video Distance", result.describe(), result.as_dict())
+    outcome = Outcome("Fréchet Video Distance", result.describe(), result.as_dict(), notes=list(result.notes))
+    real_rates = real_clips.side_rates if reference is None or reference.rates is None else reference.rates
+    outcome.add_rates({"real": real_rates, "fake": fake_clips.side_rates}, arguments.fps)
     for side, clips in (("real", real_clips), ("fake", fake_clips)):
         outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
     if arguments.html is not None and state.is_main:
         from kinema.eval.report.sections import fvd_headline, fvd_section
 
-        rows = (
-            show_clips("Real clips", real, real_clips.unreadable),
-            show_clips("Generated clips", fake, fake_clips.unreadable),
-        )
+        rows = (show_clips("Real clips", real_clips, arguments), show_clips("Generated clips", fake_clips, arguments))
         outcome.headline = fvd_headline(result)
         outcome.sections = [fvd_section(result, clips=[row for row in rows if row is not None])]
-        outcome.notes = list(result.notes)
     return outcome
 
 
@@ -180,7 +183,7 @@ def _reference(
         statistics_path,
     )
 
-    content = content_of(list(clips.clips))
+    content = content_of(list(clips.clips), arguments)
     kept = None
     if arguments.statistics_dir is not None:
         folder = Path(arguments.statistics_dir) if arguments.statistics_dir else None
@@ -191,7 +194,7 @@ def _reference(
         clips.adopt(statistics.unreadable)
     else:
         made = reference_statistics(clips, content, features, keep_features=keep_features)
-        statistics = replace(made, unreadable=clips.unreadable)
+        statistics = replace(made, unreadable=clips.unreadable, fps=arguments.fps, rates=clips.side_rates)
         if kept is not None and state.is_main:
             statistics.save(kept)
     if arguments.save_statistics is not None and state.is_main:
@@ -199,8 +202,8 @@ def _reference(
     return statistics
 
 
-def content_of(clips: "list[ClipFile]") -> str:
-    """Hash of all clips: their names and what is in their files."""
+def content_of(clips: "list[ClipFile]", arguments: argparse.Namespace) -> str:
+    """Hash of all clips: their names, what is in their files, and the options by which they are read."""
     import hashlib
 
     from kinema.eval.fvd import content_key
@@ -210,18 +213,22 @@ def content_of(clips: "list[ClipFile]") -> str:
         files = sorted(clip.path.iterdir()) if clip.path.is_dir() else [clip.path]
         key = content_key(file for file in files if file.is_file())
         total.update(f"{clip.name}\0{key}\0".encode("utf-8", "surrogateescape"))
+    for name in ("fps", "value_range", "layout"):
+        if (value := getattr(arguments, name)) is not None:
+            total.update(f"{name}={value}\0".encode())
     return total.hexdigest()
 
 
-def show_clips(title: str, clips: "list[ClipFile]", skipped: Collection[str]) -> "Clips | None":
+def show_clips(title: str, clips: "ReadableClips", arguments: argparse.Namespace) -> "Clips | None":
     """Some of the clips, evenly chosen, side by side; None where there are none."""
-    from kinema.eval.clips import read_clip, read_fps
-    from kinema.eval.report.media import MOST_FRAMES, side_by_side
+    from kinema.eval.clips import iterate_clip, read_fps
+    from kinema.eval.report.media import MOST_FRAMES, shown_frames, side_by_side
 
-    readable = [clip for clip in clips if clip.name not in skipped]
+    readable = [clip for clip in clips.clips if clip.name not in clips.unreadable]
     if not readable:
         return None
     step = max(1, len(readable) // _SHOWN)
     chosen = readable[::step][:_SHOWN]
-    frames = [read_clip(clip, num_frames=MOST_FRAMES) for clip in chosen]
-    return side_by_side(frames, [clip.name for clip in chosen], title, fps=read_fps(chosen[0]))
+    reading = reading_of(arguments, num_frames=MOST_FRAMES)
+    frames = [shown_frames(iterate_clip(clip, reading)) for clip in chosen]
+    return side_by_side(frames, [clip.name for clip in chosen], title, fps=arguments.fps or read_fps(chosen[0]))

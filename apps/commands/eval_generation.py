@@ -8,23 +8,24 @@ the first clip by name is the first line's).
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.eval_common import (
-    OUTPUT_OPTIONS,
-    READING_OPTIONS,
     Outcome,
     Processes,
+    fetch_in_turn,
+    make_distance,
+    run_measure,
+)
+from kinema.apps.commands.eval_options import (
+    OUTPUT_OPTIONS,
+    READING_OPTIONS,
     add_option,
     add_options,
     check_at_least,
     check_outputs,
     check_weights,
-    fetch_in_turn,
-    make_distance,
-    run_measure,
 )
 from kinema.apps.commands.generate import check_numbers, given_options, read_prompts
 from kinema.errors import KinemaError
@@ -33,7 +34,7 @@ from kinema.files import check_other_file, check_output_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinema.eval.clips import ReadableClips
+    from kinema.eval.clips import Frames, Rate, ReadableClips
     from kinema.eval.fvd import FrechetVideoDistance, FVDResult, LenientDistance
     from kinema.eval.generation import GenerationReport
     from kinema.eval.report import Clips
@@ -83,7 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
     parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="else the model's own")
     add_option(parser, "--seed")
-    parser.add_argument("--fps", type=float, help="frames a second of the clips; else as the model or the files say")
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="frames a second: of the clips that a model makes, and at which video files are sampled, by their times;"
+        " else as the model says, and as the files are stored",
+    )
     add_options(parser, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
@@ -126,6 +133,7 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
         state: The processes.
         lenient: Leave FVD and metrics of sets out where they cannot be measured, and say so.
     """
+    from kinema.eval.clips import SideRates
     from kinema.eval.fvd import find_protocol
     from kinema.eval.generation import evaluate_generation
     from kinema.eval.generation.table import STREAM_FRAMES
@@ -135,16 +143,15 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
         find_protocol(arguments.fvd)  # a mistake in its name shows before weights are fetched
     source = _source(arguments, state)
     fetch_in_turn(state, *_networks(arguments, metrics))
-    unreadable: dict[str, str] = {}
-    distance = None
+    distance, real = None, []
     if arguments.fvd is not None:
         distance = make_distance(arguments.fvd, arguments, state, lenient=lenient)
-        clips = _reference(arguments, state)
-        distance.update_clips(clips, real=True)  # first: what is wrong with them shows before the others are made
-        unreadable |= clips.unreadable
+        real.append(_reference(arguments, state, find_protocol(arguments.fvd).first_frames))
+        distance.update_clips(real[0], real=True)  # first: what is wrong with them shows before the others are made
     reference = None
     if arguments.reference is not None:
         reference = _reference(arguments, state, num_frames=arguments.stream_frames or STREAM_FRAMES)
+        real.append(reference)
     watcher = Watcher(state, distance)
     result = evaluate_generation(
         source.clips,
@@ -161,8 +168,12 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
     fvd = None if distance is None else distance.result()
     outcome = Outcome(f"Clips of {source.name}", describe(result), result.as_dict())
     outcome.figures |= {"model": source.name, "generation": source.settings, "reference": _fitting(arguments)}
-    unreadable |= {} if reference is None else reference.unreadable
-    outcome.unreadable = source.unreadable | {f"reference/{name}": reason for name, reason in unreadable.items()}
+    outcome.unreadable = source.unreadable | {
+        f"reference/{name}": reason for clips in real for name, reason in clips.unreadable.items()
+    }
+    rates = {name: rate for clips in real for name, rate in clips.rates.items()}
+    sides = {"reference": SideRates.of(list(rates.values()))} if rates else {}
+    outcome.add_rates({"clips": SideRates.of(list(source.rates.values())), **sides}, arguments.fps)
     if distance is not None and fvd is None:
         missing["fvd"] = str(getattr(distance, "failure", None))
     outcome.leave_out({**missing, **result.not_measured})
@@ -176,13 +187,12 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
     return outcome
 
 
-def _reference(arguments: argparse.Namespace, state: Processes, num_frames: int | None = None) -> "ReadableClips":
+def _reference(arguments: argparse.Namespace, state: Processes, num_frames: int | None) -> "ReadableClips":
     """This process's share of the real clips: their first frames, or all of them."""
-    from kinema.eval.clips import list_clips, read_fitted
+    from kinema.eval.clips import list_clips
 
-    share = state.clips(list_clips(arguments.reference, argument="--reference"), arguments, "--reference")
-    share.read = partial(read_fitted, num_frames=num_frames, **_fitting(arguments))
-    return share
+    clips = list_clips(arguments.reference, argument="--reference")
+    return state.clips(clips, arguments, "--reference", num_frames=num_frames, **_fitting(arguments))
 
 
 def _fitting(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -277,13 +287,15 @@ class Source:
         fps: Frames a second.
         settings: How they were made.
         unreadable: Why clips were skipped; complete when all were read.
+        rates: The rate of each clip, None for pictures and tensors; likewise.
     """
 
-    clips: "Iterator[tuple[str, Tensor, str]]"
+    clips: "Iterator[tuple[str, Frames, str]]"
     name: str
     fps: float
     settings: dict[str, Any]
     unreadable: dict[str, str]
+    rates: "dict[str, Rate | None]"
 
 
 def _source(arguments: argparse.Namespace, state: Processes) -> Source:
@@ -292,7 +304,7 @@ def _source(arguments: argparse.Namespace, state: Processes) -> Source:
 
 
 def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
-    from kinema.eval.clips import first_fps, list_clips
+    from kinema.eval.clips import Rate, first_fps, list_clips
 
     files = list_clips(arguments.clips, argument="--clips")
     if len(files) != len(prompts):
@@ -300,20 +312,23 @@ def _existing(arguments: argparse.Namespace, prompts: list[str], state: Processe
     by_name = {clip.name: prompt for clip, prompt in zip(files, prompts, strict=True)}
     readable = state.clips(files, arguments, "--clips")
     unreadable: dict[str, str] = {}
+    rates: dict[str, Rate | None] = {}
 
-    def read() -> "Iterator[tuple[str, Tensor, str]]":
+    def read() -> "Iterator[tuple[str, Frames, str]]":
         for name, frames in readable:
             yield name, frames, by_name[name]
         unreadable.update(readable.unreadable)
+        rates.update(readable.rates)
 
     fps = arguments.fps or first_fps(files, 8.0)
-    return Source(read(), Path(arguments.clips).resolve().name, fps, {}, unreadable)
+    return Source(read(), Path(arguments.clips).resolve().name, fps, {}, unreadable, rates)
 
 
 def _generated(arguments: argparse.Namespace, prompts: list[str], state: Processes) -> Source:
     from kinema.apps.any_pipeline import frames_per_second
     from kinema.apps.commands.generate import generate_clip
     from kinema.apps.loading import load_pipeline
+    from kinema.eval.clips import Rate
     from kinema.video import write_video
 
     outputs = None if arguments.out_dir is None else _outputs(arguments.out_dir, len(prompts))
@@ -322,7 +337,7 @@ def _generated(arguments: argparse.Namespace, prompts: list[str], state: Process
     options = given_options(arguments)
     fps = arguments.fps or frames_per_second(pipeline)
 
-    def generate() -> "Iterator[tuple[str, Tensor, str]]":
+    def generate() -> "Iterator[tuple[str, Frames, str]]":
         from tqdm import tqdm
 
         mine = range(state.rank, len(prompts), state.world_size)
@@ -333,7 +348,8 @@ def _generated(arguments: argparse.Namespace, prompts: list[str], state: Process
             yield f"{index:04d}", frames, prompts[index]
 
     name = "toybox (embedded)" if arguments.model is None else Path(arguments.model).resolve().name
-    return Source(generate(), name, fps, options | {"seed": arguments.seed}, {})
+    rates: dict[str, Rate | None] = {f"{index:04d}": Rate(fps) for index in range(len(prompts))}
+    return Source(generate(), name, fps, options | {"seed": arguments.seed}, {}, rates)
 
 
 def _outputs(folder: str, count: int) -> list[Path]:
@@ -353,14 +369,14 @@ class Watcher:
         self._most = SHOWN if state.is_main else 0
         self._kept: list[tuple[Tensor, str]] = []
 
-    def __call__(self, name: str, frames: "Tensor", prompt: str) -> None:
-        """Take a clip, uint8 `t h w 3`."""
+    def __call__(self, name: str, frames: "Frames", prompt: str) -> None:
+        """Take a clip."""
         from kinema.eval.report.media import MOST_FRAMES
 
         if len(self._kept) < self._most:
             self._kept.append((frames[:MOST_FRAMES].clone(), prompt))
         if self.distance is not None:
-            self.distance.update(frames.permute(3, 0, 1, 2)[None], real=False, names=[name])
+            self.distance.update_clips([(name, frames)], real=False)
 
     def rows(self, fps: float) -> "list[Clips]":
         """Four clips side by side in each row, under their prompts."""

@@ -7,19 +7,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands.eval_common import (
-    FITTING_LEAST,
-    FITTING_OPTIONS,
-    OUTPUT_OPTIONS,
-    READING_OPTIONS,
     Outcome,
     Processes,
-    add_option,
-    add_options,
-    check_at_least,
-    check_outputs,
-    check_weights,
     fetch_in_turn,
-    fitting_of,
     make_distance,
     run_measure,
 )
@@ -30,6 +20,19 @@ from kinema.apps.commands.eval_compare import (
     chosen_metrics,
     describe,
     networks_of,
+)
+from kinema.apps.commands.eval_options import (
+    FITTING_LEAST,
+    FITTING_OPTIONS,
+    OUTPUT_OPTIONS,
+    RATE_OPTIONS,
+    READING_OPTIONS,
+    add_option,
+    add_options,
+    check_at_least,
+    check_outputs,
+    check_weights,
+    fitting_of,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames that go through the tokenizer at once, each chunk for itself; 0 takes whole clips (%(default)s)",
     )
-    add_options(parser, FITTING_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
+    add_options(parser, FITTING_OPTIONS, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -107,6 +110,7 @@ def measure(arguments: argparse.Namespace, state: Processes, *, lenient: bool = 
         "protocol": fitting_of(arguments) | averaging_of(metrics),
         "tokenizer": facts_of(tokenizer, arguments),
     }
+    outcome.add_rates({"data": clips.side_rates}, arguments.fps)
     if result.fvd is not None:
         outcome.add_fvd(result.fvd, "rFVD")
     elif distance is not None:

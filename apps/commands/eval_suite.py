@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.apps.commands import eval_generation, eval_reconstruction
 from kinema.apps.commands.eval_common import (
-    OUTPUT_OPTIONS,
-    READING_OPTIONS,
     Outcome,
     Processes,
+    run_measure,
+)
+from kinema.apps.commands.eval_options import (
+    OUTPUT_OPTIONS,
+    RATE_OPTIONS,
+    READING_OPTIONS,
     add_option,
     add_options,
     check_at_least,
     check_outputs,
-    run_measure,
 )
 from kinema.errors import KinemaError
 
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resolution", type=int, default=128, metavar="PIXELS", help="side of the tokenizer's clips (%(default)s)"
     )
     add_option(parser, "--seed")
-    add_options(parser, OUTPUT_OPTIONS, READING_OPTIONS)
+    add_options(parser, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -99,16 +102,14 @@ def _parts(arguments: argparse.Namespace) -> dict[str, tuple[Any, argparse.Names
 
 
 def _reconstruction(arguments: argparse.Namespace) -> argparse.Namespace:
-    line = ["--data", arguments.data, "--num-frames", str(arguments.num_frames), "--fvd", arguments.protocol]
-    line += ["--resolution", str(arguments.resolution), *_given(arguments, "tokenizer")]
+    line = [*_given(arguments, "data", "num_frames", "resolution", "tokenizer"), f"--fvd={arguments.protocol}"]
     return _parse(eval_reconstruction, [*line, *_shared(arguments)])
 
 
 def _generation(arguments: argparse.Namespace) -> argparse.Namespace:
-    line = ["--prompts", arguments.prompts, "--seed", str(arguments.seed), "--num-frames", str(arguments.num_frames)]
-    line += _given(arguments, "model", "clip")
+    line = _given(arguments, "prompts", "seed", "num_frames", "model", "clip")
     if arguments.data is not None:
-        line += ["--reference", arguments.data, "--fvd", arguments.protocol]
+        line += [f"--reference={arguments.data}", f"--fvd={arguments.protocol}"]
     return _parse(eval_generation, [*line, *_shared(arguments)])
 
 
@@ -117,13 +118,13 @@ def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
     words: list[str] = []
     for name in names:
         value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        words += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
     return words
 
 
 def _shared(arguments: argparse.Namespace) -> list[str]:
     flags = ["--overwrite"] if arguments.overwrite else []
-    return [*_given(arguments, "html", "device", "max_unreadable"), *flags]
+    return [*_given(arguments, "html", "device", "max_unreadable", "fps", "value_range", "layout"), *flags]
 
 
 def _parse(module: Any, line: list[str]) -> argparse.Namespace:

@@ -41,22 +41,27 @@ def polynomial_mmd(
         raise KinemaError(f"`real` and `fake` ({real.shape[0]} and {fake.shape[0]} features) must be at least 2 each")
     if real.shape[1] != fake.shape[1]:
         raise KinemaError(f"`real` and `fake` (of {real.shape[1]} and {fake.shape[1]} dimensions) must have as many")
-    x, y = real.double(), fake.double()
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+    if not (torch.isfinite(real).all() and torch.isfinite(fake).all()):
         raise KinemaError("`features` (some are NaN or infinite) must be finite")
-    scale = 1 / x.shape[1] if gamma is None else gamma
+    scale = 1 / real.shape[1] if gamma is None else gamma
 
     def total(a: Tensor, b: Tensor) -> float:
-        return sum(float((scale * (rows @ b.T) + offset).pow(degree).sum()) for rows in a.split(_CHUNK))
+        # Only the rows at hand are widened: all of them would take twice the memory of the features.
+        return sum(
+            float((scale * (rows.double() @ others.double().T) + offset).pow(degree).sum())
+            for rows in a.split(_CHUNK)
+            for others in b.split(_CHUNK)
+        )
 
     def within(a: Tensor) -> float:
         count = a.shape[0]
         if not unbiased:
             return total(a, a) / count**2
-        diagonal = float((scale * a.square().sum(1) + offset).pow(degree).sum())
+        squares = torch.cat([rows.double().square().sum(1) for rows in a.split(_CHUNK)])
+        diagonal = float((scale * squares + offset).pow(degree).sum())
         return (total(a, a) - diagonal) / (count * (count - 1))
 
-    return within(x) + within(y) - 2 * total(x, y) / (x.shape[0] * y.shape[0])
+    return within(real) + within(fake) - 2 * total(real, fake) / (real.shape[0] * fake.shape[0])
 
 
 def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> float:

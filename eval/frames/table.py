@@ -49,6 +49,8 @@ class Metric:
         network: Weights that it needs, by their name in `kinema weights`; None: none. For a "set" they are those of
             the features that it compares.
         options: What `make` is given besides.
+        before: Frames before a frame on which its number depends, so that long clips can be measured in windows.
+        after: Frames after it, likewise.
     """
 
     module: str
@@ -57,6 +59,8 @@ class Metric:
     title: str
     network: str | None = None
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    before: int = 0
+    after: int = 0
 
     def load(
         self, device: "torch.device | str" = "cpu", weights: str | Path | None = None
@@ -97,9 +101,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             network="lpips-vgg",
             options=MappingProxyType({"net": "vgg"}),
         ),
-        "vmaf": Metric(module="vmaf", higher_is_better=True, title="VMAF"),
-        "warping_error": Metric(module="warping_error", higher_is_better=False, title="Warping error", network="raft"),
-        "flicker": Metric(module="flicker", higher_is_better=False, title="Flicker (levels)"),
+        # Its motion is the smaller of those from the frame before and to the frame after.
+        "vmaf": Metric(module="vmaf", higher_is_better=True, title="VMAF", before=1, after=1),
+        "warping_error": Metric(
+            module="warping_error", higher_is_better=False, title="Warping error", network="raft", before=1
+        ),
+        "flicker": Metric(module="flicker", higher_is_better=False, title="Flicker (levels)", before=1),
         "fid": Metric(module="fid", kind="set", higher_is_better=False, title="FID", network="inception"),
         "kid": Metric(module="kid", kind="set", higher_is_better=False, title="KID", network="inception"),
     }

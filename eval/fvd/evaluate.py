@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
+from kinema.eval.clips import LongClip
 from kinema.eval.fvd.features import NamedClips, VideoFeatures
 from kinema.eval.fvd.metric import EXTRAS, FrechetVideoDistance
 from kinema.eval.fvd.protocols import Protocol
@@ -90,7 +91,7 @@ def reference_statistics(
     return statistics
 
 
-def _watched(clips: NamedClips, side: str) -> Iterator[tuple[str, Tensor]]:
+def _watched(clips: NamedClips, side: str) -> Iterator[tuple[str, Tensor | LongClip]]:
     """The clips as they come, with a progress bar on a terminal."""
     for name, frames in tqdm(clips, desc=f"{side} clips", unit="clip", disable=None):
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != torch.uint8:

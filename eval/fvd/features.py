@@ -12,11 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.eval.clips import LongClip, pick_windows
 from kinema.eval.fvd.protocols import Protocol, find_protocol
 from kinema.eval.networks.i3d import I3D, load_i3d
 
 # Clips and windows of one list differ in size, so that no one shape can stand here.
-NamedClips = Iterable[tuple[str, Tensor]]
+NamedClips = Iterable[tuple[str, Tensor | LongClip]]
 """Names and frames, `t h w 3` in uint8."""
 
 NamedWindow = tuple[str, Tensor]
@@ -94,8 +95,8 @@ class VideoFeatures:
             KinemaError: While iterating: a clip is too short.
         """
         for name, frames in clips:
-            for indices in self.protocol.windows(name, frames.shape[0]):
-                yield name, rearrange(frames[indices], "t h w c -> c t h w")
+            for window in pick_windows(frames, self.protocol.windows(name, len(frames))):
+                yield name, rearrange(window, "t h w c -> c t h w")
 
     def _prepare(self, windows: Tensor) -> Float[Tensor, "b 3 t s s"]:
         return self.protocol.prepare(windows.to(self.device))

@@ -1,11 +1,13 @@
 """FVD beside other measures: a clip that it cannot take ends it alone, not the whole measurement."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from jaxtyping import Int64
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.eval.fvd.features import NamedClips
+from kinema.eval.clips import LongClip
+from kinema.eval.fvd.features import NamedClips, NamedWindow
 from kinema.eval.fvd.metric import FrechetVideoDistance
 from kinema.eval.fvd.result import FVDResult
 from kinema.eval.summaries import gather
@@ -33,6 +35,20 @@ class LenientDistance:
             except KinemaError as error:
                 self.failure = str(error)
 
+    def windows(self, name: str, num_frames: int) -> list[Int64[Tensor, " t"]]:
+        """As `FrechetVideoDistance.windows`; none of a clip that is too short."""
+        if self.failure is None:
+            try:
+                return self.distance.windows(name, num_frames)
+            except KinemaError as error:
+                self.failure = str(error)
+        return []
+
+    def update_windows(self, windows: Iterable[NamedWindow], real: bool) -> None:
+        """As `FrechetVideoDistance.update_windows`."""
+        if self.failure is None:
+            self.distance.update_windows(windows, real)
+
     def update_clips(self, clips: NamedClips, real: bool) -> None:
         """As `FrechetVideoDistance.update_clips`; the clips are read to the end in any case, as processes agree there.
 
@@ -41,11 +57,11 @@ class LenientDistance:
         """
         self.distance.update_clips(self._long_enough(clips), real)
 
-    def _long_enough(self, clips: NamedClips) -> Iterator[tuple[str, Tensor]]:
+    def _long_enough(self, clips: NamedClips) -> Iterator[tuple[str, Tensor | LongClip]]:
         for name, frames in clips:
             if self.failure is None:
                 try:
-                    self.distance.protocol.windows(name, frames.shape[0])
+                    self.distance.protocol.windows(name, len(frames))
                 except KinemaError as error:
                     self.failure = str(error)
             if self.failure is None:

@@ -129,6 +129,14 @@ class FrechetVideoDistance(Metric):
         for batch, features in self.video_features.stream(windows):
             self._accumulate(batch, features, real)
 
+    def windows(self, name: str, num_frames: int) -> list[Int64[Tensor, " t"]]:
+        """Frame numbers of each window that the protocol takes of a clip of this name and length.
+
+        Raises:
+            KinemaError: The clip is too short, or too long for a protocol that takes whole clips.
+        """
+        return self.protocol.windows(name, num_frames)
+
     def update_windows(self, windows: Iterable[NamedWindow], real: bool) -> None:
         """Take windows in that come one by one, of any sizes; see `VideoFeatures.windows`."""
         for batch, features in self.video_features.stream(windows):

@@ -21,6 +21,9 @@ from kinema.errors import KinemaError
 from kinema.eval.distributions.frechet import Covariance
 from kinema.eval.networks.i3d import MIN_FRAMES, SIZE
 
+MOST_FRAMES = 1024
+"""Frames of a clip where a protocol takes whole clips: about 5 GB in I3D. A `num_frames` that is set may be higher."""
+
 Position = Literal["first", "center", "random", "consecutive"]
 
 
@@ -112,6 +115,11 @@ class Protocol:
         """Frames a clip must have."""
         return ((self.num_frames or MIN_FRAMES) - 1) * self.stride + 1
 
+    @property
+    def first_frames(self) -> int | None:
+        """How many frames of a clip are looked at, where they are its first; None: later ones may be, too."""
+        return self.frames_needed if self.position == "first" and self.num_frames is not None else None
+
     def changed(
         self,
         *,
@@ -174,7 +182,7 @@ class Protocol:
             num_frames: Frames the clip has.
 
         Raises:
-            KinemaError: The clip is too short.
+            KinemaError: The clip is too short, or too long for a protocol that takes whole clips.
         """
         if num_frames < self.frames_needed:
             stride = f", {self.num_frames} with a stride of {self.stride}" if self.stride > 1 else ""
@@ -183,6 +191,11 @@ class Protocol:
                 f"protocol `{self.name}`{stride}"
             )
         length = self.num_frames or len(range(0, num_frames, self.stride))
+        if self.num_frames is None and length > MOST_FRAMES:
+            raise KinemaError(
+                f"clip {name!r} (of {num_frames} frames) must have at most {MOST_FRAMES * self.stride} frames for the"
+                f" protocol `{self.name}`, which takes whole clips at once, unless `num_frames` is set"
+            )
         offsets = torch.arange(length) * self.stride
         last = num_frames - 1 - int(offsets[-1])
         if self.position == "first":

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.eval.clips import SideRates
 from kinema.eval.fvd.groups import GroupedSums
 from kinema.eval.fvd.protocols import Protocol, Resize
 from kinema.eval.networks.i3d import I3D
@@ -74,6 +75,8 @@ class ReferenceStatistics:
         features: `n 400`, for the scores that need them; None where they were not kept.
         sizes: Heights and widths of the clips.
         unreadable: Why clips were skipped, by name.
+        fps: The rate at which video files were sampled; None: frames were taken as they are stored.
+        rates: The rates of the files; None: not known.
     """
 
     protocol: Protocol
@@ -84,6 +87,8 @@ class ReferenceStatistics:
     features: Float[Tensor, "n d"] | None = None
     sizes: frozenset[tuple[int, int]] = frozenset()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    fps: float | None = None
+    rates: SideRates | None = None
 
     @property
     def num_clips(self) -> int:
@@ -100,6 +105,15 @@ class ReferenceStatistics:
         if self.weights != weights:
             raise KinemaError(f"`real` (statistics with weights {self.weights}) must be of the same weights: {weights}")
 
+    def check_rate(self, fps: float | None) -> None:
+        """Raise `KinemaError` unless the videos were sampled at `fps`; None: as they are stored."""
+        if self.fps != fps:
+            mine, wanted = (
+                "frames as stored" if rate is None else f"{rate:g} frames a second" for rate in (self.fps, fps)
+            )
+            option = "without `--fps`" if self.fps is None else f"with `--fps {self.fps:g}`"
+            raise KinemaError(f"`real` (statistics of {mine}) must be of {wanted}, as the fake videos: run {option}")
+
     def save(self, path: Path) -> None:
         """Write the statistics to a safetensors file, whole or not at all."""
         tensors = {"count": self.sums.count, "sum": self.sums.sum, "outer": self.sums.outer}
@@ -111,6 +125,8 @@ class ReferenceStatistics:
             "digest": self.digest,
             "sizes": sorted(self.sizes),
             "unreadable": dict(self.unreadable),
+            "fps": self.fps,
+            "rates": None if self.rates is None else self.rates.as_dict(),
         }
         metadata = {"kind": _KIND, "settings": json.dumps(settings), "protocol": json.dumps(asdict(self.protocol))}
         with atomic_path(path) as temporary:
@@ -136,6 +152,7 @@ class ReferenceStatistics:
         try:
             settings = json.loads(metadata["settings"])
             settings["sizes"] = frozenset((height, width) for height, width in settings.get("sizes", ()))
+            settings["rates"] = None if settings.get("rates") is None else SideRates(**settings["rates"])
             protocol = _protocol_from(json.loads(metadata["protocol"]))
             return cls(protocol=protocol, sums=sums, features=tensors.get("features"), **settings)
         except (TypeError, KeyError, ValueError) as error:

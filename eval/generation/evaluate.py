@@ -1,20 +1,21 @@
-"""Measures generated clips, one after the other; only their numbers are kept."""
+"""Measures generated clips, one after the other, long ones window by window; only their numbers are kept."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import lcm
 from typing import Any
 
-from jaxtyping import UInt8
+import torch
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.eval.generation.looks import Look, Networks
+from kinema.eval.clips import Frames
+from kinema.eval.generation.looks import ClipMeasure, Look, Networks
 from kinema.eval.generation.report import GeneratedClip, GenerationReport
 from kinema.eval.generation.sets import SetMeasures
 from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, check_metrics
 from kinema.eval.summaries import gather, mean, naming, number, total_length
-
-Frames = UInt8[Tensor, "_ _ _ 3"]
-"""A clip `t h w 3` as it is in a file, of its own length and size."""
+from kinema.eval.windows import in_windows, window_length
+from kinema.files import counting_order
 
 
 def evaluate_generation(
@@ -62,19 +63,19 @@ def evaluate_generation(
     num_reference = 0
     # First, as it is quick: a mistake in the reference clips shows before the others are made.
     for name, frames in reference if sets and reference is not None else ():
-        sets.update(name, Look(frames, "", networks), real=True)
+        sets.update(name, Look(frames[: networks.stream_frames], "", networks), real=True)
         num_reference += 1
     found: list[GeneratedClip] = []
     for name, frames, prompt in clips:
         with naming(name):
-            look = _look(frames, prompt, networks)
-            found.append(_score(name, look, measures))
-        sets.update(name, look, real=False)
+            clip, opening = _score(name, frames, prompt, measures, networks)
+        found.append(clip)
+        sets.update(name, opening, real=False)
         if watch is not None:
             watch(name, frames, prompt)
 
     shares = gather((found, num_reference))
-    everything = sorted((clip for share, _ in shares for clip in share), key=lambda clip: clip.name)
+    everything = sorted((clip for share, _ in shares for clip in share), key=lambda clip: counting_order(clip.name))
     if not everything:
         raise KinemaError("`clips` (=0 of them) must be at least one clip")
     total = sum(count for _, count in shares)
@@ -82,27 +83,39 @@ def evaluate_generation(
     return _summarize(everything, metrics, numbers, missing, networks, total)
 
 
-def _look(frames: Frames, prompt: str, networks: Networks) -> Look:
+def _score(
+    name: str, frames: Frames, prompt: str, measures: Mapping[str, ClipMeasure], networks: Networks
+) -> tuple[GeneratedClip, Look]:
+    """What all measures say of a clip, and the look at its first window."""
     if not len(frames):
         raise KinemaError("`clip` (=0 frames) must be at least one frame")
-    return Look(frames, prompt, networks)
-
-
-def _score(name: str, look: Look, measures: Mapping[str, Callable[[Look], Any]]) -> GeneratedClip:
-    scores = {key: measure(look) for key, measure in measures.items()}
-    return GeneratedClip(
+    num_frames, height, width, _ = frames.shape
+    multiple = lcm(*(measure.multiple for measure in measures.values()))
+    before = max((measure.before for measure in measures.values()), default=0)
+    before = -(-before // multiple) * multiple
+    after = max((measure.after for measure in measures.values()), default=0)
+    length = window_length(height, width, multiple=multiple)
+    while length < max(before, networks.stream_frames):  # the first window has what STREAM looks at
+        length += multiple
+    curves: dict[str, list[Tensor]] = {key: [] for key in measures}
+    opening: Look | None = None
+    for counted, (window,) in in_windows(((p,) for p in frames.split(length)), length, before=before, after=after):
+        look = Look(window, prompt, networks, opening)
+        opening = opening or look
+        for key, measure in measures.items():
+            curves[key].append(measure.curve(look)[counted])
+    assert opening is not None
+    whole = {key: torch.cat(parts) for key, parts in curves.items()}
+    clip = GeneratedClip(
         name=name,
-        prompt=look.prompt,
-        num_frames=look.num_frames,
-        height=look.clip.shape[3],
-        width=look.clip.shape[4],
-        metrics={key: number(score.value) for key, score in scores.items()},
-        curves={
-            key: [number(value) for value in score.curve.tolist()]
-            for key, score in scores.items()
-            if score.curve is not None
-        },
+        prompt=prompt,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        metrics={key: number(measures[key].value(curve)) for key, curve in whole.items()},
+        curves={key: [number(value) for value in curve.tolist()] for key, curve in whole.items()},
     )
+    return clip, opening
 
 
 def _summarize(

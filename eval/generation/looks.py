@@ -1,4 +1,4 @@
-"""One look at a clip for all metrics: what a network sees in it is computed once, when it is first asked for."""
+"""One look at frames of a clip for all metrics: what a network sees in them is computed once, when it is asked for."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,17 +19,28 @@ from kinema.eval.motion.frame_networks import DEFAULT_FRAME_NETWORK, CLIPFrameNe
 from kinema.eval.text.clip import CLIPEncoder, load_clip
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a metric says of one clip.
+@dataclass(frozen=True, kw_only=True)
+class ClipMeasure:
+    """A metric of clips that comes from a number for every frame, so that long clips are measured in windows.
 
     Attributes:
-        value: Its number.
-        curve: A number for every frame; NaN where there is none. None: the metric has no curve.
+        curve: The frames' numbers, ` t`, of a look; NaN where there is none.
+        value: A clip's number, from those of all its frames.
+        before: Frames before a frame on which its number depends; besides, it may depend on the clip's first.
+        after: Frames after it, likewise.
+        multiple: A window must begin at a multiple of so many frames.
     """
 
-    value: float
-    curve: Float[Tensor, " t"] | None = None
+    curve: "Callable[[Look], Float[Tensor, ' t']]"
+    value: Callable[[Float[Tensor, " t"]], float]
+    before: int = 0
+    after: int = 0
+    multiple: int = 1
+
+
+def mean_of_defined(curve: Float[Tensor, " t"]) -> float:
+    """Mean over the frames that have a number."""
+    return float(curve.nanmean())
 
 
 class Networks:
@@ -138,22 +149,26 @@ class Networks:
 
 
 class Look:
-    """A clip, and what networks see in it.
+    """Frames of a clip, and what networks see in them.
 
     Args:
         frames: As in a file.
         prompt: What it should show.
         networks: The networks.
+        opening: The look at the clip's first window; None: this is the first.
     """
 
-    def __init__(self, frames: UInt8[Tensor, "t h w 3"], prompt: str, networks: Networks) -> None:
+    def __init__(
+        self, frames: UInt8[Tensor, "t h w 3"], prompt: str, networks: Networks, opening: "Look | None" = None
+    ) -> None:
         self.prompt = prompt
         self.networks = networks
+        self.opening = opening or self
         self.clip: UInt8[Tensor, "1 3 t h w"] = rearrange(frames, "t h w c -> 1 c t h w")
 
     @property
     def num_frames(self) -> int:
-        """Length of the clip."""
+        """How many frames are looked at."""
         return self.clip.shape[2]
 
     @cached_property

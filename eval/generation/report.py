@@ -30,7 +30,7 @@ class GenerationReport:
         protocol: What the numbers depend on: the networks, frames a second, STREAM's number of frames.
         curves: By metric that has one, the mean over clips of every frame index; clips that are shorter count in as far
             as they go.
-        clips: Each clip, in the order of names.
+        clips: Each clip, in counting order of names.
         num_reference: Reference clips.
         not_measured: Why a metric that was asked for has no number, by metric.
         consistency: The dimension of VBench that frame consistency stands for, by the network of its features: the

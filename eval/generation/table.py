@@ -14,9 +14,9 @@ class GenerationMetric:
     """A row of the table.
 
     Attributes:
-        module: Whose `make(networks)` gives the measure. Of a "clip" that is a function of a `looks.Look` to
-            `looks.Scores`; of a "set" an object with `update(look, real)` and `compute()`, which gives numbers by the
-            metrics' names: several metrics may share one.
+        module: Whose `make(networks)` gives the measure. Of a "clip" that is a `looks.ClipMeasure`; of a "set" an
+            object with `update(look, real)` and `compute()`, which gives numbers by the metrics' names: several metrics
+            may share one.
         kind: "clip" is a number for every clip; "set" one number for all clips, against reference clips.
         higher_is_better: Whether more is better; None where neither is.
         title: As in the head of a table.

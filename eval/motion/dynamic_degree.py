@@ -1,7 +1,5 @@
 """Dynamic degree: whether a clip moves at all, by optical flow."""
 
-from collections.abc import Callable
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -9,7 +7,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.pixels import Clip, as_float
-from kinema.eval.generation.looks import Look, Networks, Scores
+from kinema.eval.generation.looks import ClipMeasure, Look, Networks
 
 SAMPLED_FPS = 8.0
 """Frames a second that are looked at."""
@@ -96,17 +94,18 @@ def _stride(fps: float) -> int:
     return max(1, round(fps / SAMPLED_FPS))
 
 
-def make(networks: Networks) -> Callable[[Look], Scores]:
+def make(networks: Networks) -> ClipMeasure:
     """The measure of the table; its curve is `movement`, above 1 where the clip moves.
 
     Raises:
         KinemaError: The flow network cannot be had, or `fps` is not above 0.
     """
     network = networks.flow
-    _stride(networks.fps)
+    stride = _stride(networks.fps)
 
-    def measure(look: Look) -> Scores:
-        curve = movement(look.clip, network, fps=networks.fps, device=networks.device)
-        return Scores(float(is_dynamic(curve)[0]), curve[0])
+    def curve(look: Look) -> Float[Tensor, " t"]:
+        return movement(look.clip, network, fps=networks.fps, device=networks.device)[0]
 
-    return measure
+    return ClipMeasure(
+        curve=curve, value=lambda curve: float(is_dynamic(curve[None])[0]), before=stride, multiple=stride
+    )

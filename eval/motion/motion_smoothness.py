@@ -1,7 +1,5 @@
 """Motion smoothness: how well every second frame can be told from its neighbours."""
 
-from collections.abc import Callable
-
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.eval.frames.pixels import Clip, as_float
 from kinema.eval.frames.warping_error import warp
-from kinema.eval.generation.looks import Look, Networks, Scores
+from kinema.eval.generation.looks import ClipMeasure, Look, Networks, mean_of_defined
 
 
 @torch.no_grad()
@@ -77,7 +75,7 @@ def motion_smoothness(
     return result
 
 
-def make(networks: Networks) -> Callable[[Look], Scores]:
+def make(networks: Networks) -> ClipMeasure:
     """The measure of the table.
 
     Raises:
@@ -85,8 +83,8 @@ def make(networks: Networks) -> Callable[[Look], Scores]:
     """
     network = networks.flow
 
-    def measure(look: Look) -> Scores:
-        curve = motion_smoothness(look.clip, network, device=networks.device)[0]
-        return Scores(float(curve.nanmean()), curve)
+    def curve(look: Look) -> Float[Tensor, " t"]:
+        return motion_smoothness(look.clip, network, device=networks.device)[0]
 
-    return measure
+    # Odd frames have a number, which both neighbours decide. A last window of one frame needs two before it.
+    return ClipMeasure(curve=curve, value=mean_of_defined, before=2, after=1, multiple=2)

@@ -1,14 +1,12 @@
 """Temporal flickering: how little pixels change from frame to frame."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.pixels import Clip, as_float
-from kinema.eval.generation.looks import Look, Networks, Scores
+from kinema.eval.generation.looks import ClipMeasure, Networks, mean_of_defined
 
 
 def temporal_flickering(clip: Clip) -> Float[Tensor, "b t"]:
@@ -31,11 +29,6 @@ def temporal_flickering(clip: Clip) -> Float[Tensor, "b t"]:
     return torch.cat([change.new_full((len(change), 1), float("nan")), 1 - change], dim=1)
 
 
-def make(networks: Networks) -> Callable[[Look], Scores]:
+def make(networks: Networks) -> ClipMeasure:
     """The measure of the table; it needs no network."""
-
-    def measure(look: Look) -> Scores:
-        curve = temporal_flickering(look.clip)[0]
-        return Scores(float(curve.nanmean()), curve)
-
-    return measure
+    return ClipMeasure(curve=lambda look: temporal_flickering(look.clip)[0], value=mean_of_defined, before=1)

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import kinema
 from kinema.eval.report.document import Report, number
-from kinema.files import atomic_path, check_output_file
+from kinema.files import atomic_path, check_output_file, displayed
 
 
 def render(report: Report) -> str:
@@ -15,6 +15,8 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        # Before the escaping: names of files may hold control characters, and bytes that are no text.
+        finalize=lambda value: displayed(value) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
@@ -31,4 +33,4 @@ def write_html(report: Report, path: str | os.PathLike[str], *, overwrite: bool 
     check_output_file(path, overwrite=overwrite, name="--html")
     text = render(report)
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_text(text, encoding="utf-8")

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +63,11 @@ def side_by_side(
         width=int(row.shape[2]),
         caption=caption,
     )
+
+
+def shown_frames(frames: Iterable[UInt8[Tensor, "h w 3"]]) -> UInt8[Tensor, "t h w 3"]:
+    """The first frames of a clip, as small as they are shown; large frames are never in memory together."""
+    return torch.cat([_small(frame[None]) for frame in itertools.islice(frames, MOST_FRAMES)])
 
 
 def difference(reference: UInt8[Tensor, "t h w 3"], clip: UInt8[Tensor, "t h w 3"]) -> UInt8[Tensor, "t h w 3"]:

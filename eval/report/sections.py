@@ -210,5 +210,5 @@ def unreadable_section(unreadable: dict[str, str]) -> list[Section]:
     """What was skipped and why; nothing where all could be read."""
     if not unreadable:
         return []
-    table = Table(head=("clip", "why it was skipped"), rows=sorted(unreadable.items()))
+    table = Table(head=("clip", "why it was skipped"), rows=list(unreadable.items()))
     return [Section(title=f"{len(unreadable)} clips could not be read", tables=[table])]

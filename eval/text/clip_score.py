@@ -1,7 +1,7 @@
 """CLIPScore (Hessel et al. 2021): how well a clip's frames match its prompt."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.pixels import Clip, to_levels
-from kinema.eval.generation.looks import Look, Networks, Scores
+from kinema.eval.generation.looks import ClipMeasure, Look, Networks
 from kinema.eval.text.clip import CLIPEncoder, load_clip
 
 
@@ -95,7 +95,7 @@ class CLIPScore(Metric):
         return self.total / self.count
 
 
-def make(networks: Networks) -> Callable[[Look], Scores]:
+def make(networks: Networks) -> ClipMeasure:
     """The measure of the table; the curve has 100 · cos of every frame, which may be negative.
 
     Raises:
@@ -103,8 +103,7 @@ def make(networks: Networks) -> Callable[[Look], Scores]:
     """
     clip = networks.clip
 
-    def measure(look: Look) -> Scores:
-        curve = frame_scores(look.clip_features, clip.text_features([look.prompt])[0])
-        return Scores(float(curve.mean().clamp_min(0)), curve)
+    def curve(look: Look) -> Float[Tensor, " t"]:
+        return frame_scores(look.clip_features, clip.text_features([look.prompt])[0])
 
-    return measure
+    return ClipMeasure(curve=curve, value=lambda scores: float(scores.mean().clamp_min(0)))

@@ -1,17 +1,17 @@
 """Frame consistency: how alike a network finds the frames of a clip."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from kinema.errors import KinemaError
-from kinema.eval.generation.looks import Look, Networks, Scores
+from kinema.eval.generation.looks import ClipMeasure, Look, Networks, mean_of_defined
 
 
-def frame_consistency(features: Float[Tensor, "b t d"]) -> Float[Tensor, "b t"]:
+def frame_consistency(
+    features: Float[Tensor, "b t d"], first: Float[Tensor, "b 1 d"] | None = None
+) -> Float[Tensor, "b t"]:
     """Of every frame after the first, the mean of its cosines with the frame before and the first, each at least 0.
 
     The subject and background consistency of VBench (Huang et al. 2024), which differ in the features: DINO and CLIP.
@@ -19,6 +19,7 @@ def frame_consistency(features: Float[Tensor, "b t d"]) -> Float[Tensor, "b t"]:
 
     Args:
         features: Vectors of frames, of any length above 0.
+        first: Vector of the clip's first frame, where the others are a later part of it.
 
     Raises:
         KinemaError: Fewer than two frames.
@@ -27,12 +28,12 @@ def frame_consistency(features: Float[Tensor, "b t d"]) -> Float[Tensor, "b t"]:
         raise KinemaError(f"`clip` (of {features.shape[1]} frames) must have at least 2 frames for frame consistency")
     x = features.double()
     previous = cosine_similarity(x[:, 1:], x[:, :-1], dim=-1).clamp_min(0)
-    first = cosine_similarity(x[:, 1:], x[:, :1], dim=-1).clamp_min(0)
-    scores = (previous + first) / 2
+    to_first = cosine_similarity(x[:, 1:], x[:, :1] if first is None else first.double(), dim=-1).clamp_min(0)
+    scores = (previous + to_first) / 2
     return torch.cat([scores.new_full((len(scores), 1), float("nan")), scores], dim=1).float()
 
 
-def make(networks: Networks) -> Callable[[Look], Scores]:
+def make(networks: Networks) -> ClipMeasure:
     """The measure of the table.
 
     The features are those of the frame network, if one was named, else of the CLIP, if one was named, else of
@@ -43,8 +44,7 @@ def make(networks: Networks) -> Callable[[Look], Scores]:
     """
     features = networks.use_consistency_features()
 
-    def measure(look: Look) -> Scores:
-        curve = frame_consistency(features(look)[None])[0]
-        return Scores(float(curve.nanmean()), curve)
+    def curve(look: Look) -> Float[Tensor, " t"]:
+        return frame_consistency(features(look)[None], features(look.opening)[None, :1])[0]
 
-    return measure
+    return ClipMeasure(curve=curve, value=mean_of_defined, before=1)

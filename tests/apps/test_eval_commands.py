@@ -151,6 +151,27 @@ def test_kept_statistics_know_what_was_skipped(folder: Path, capsys: pytest.Capt
     assert list(json.loads(Path("saved.json").read_text())["unreadable"]) == ["real/0"]
 
 
+def test_kept_statistics_belong_to_a_rate(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for index in range(8):
+        write_video(f"real/{index}.mp4", noise(index, 40), 24, lossless=True, overwrite=True)
+        Path(f"real/{index}.npy").unlink(missing_ok=True)
+    line = f"{FVD} --statistics-dir kept --save-statistics saved.safetensors --json r.json --overwrite"
+    values = set()
+    for options in ("--fps 8", "", "--fps 8", "--fps 12"):
+        assert run(f"{line} {options}") == 0
+        found = json.loads(Path("r.json").read_text())
+        assert found["rates"]["real"]["median"] == 24
+        assert found["rates"]["fake"]["num_unknown"] == 8
+        values.add(found["fvd"])
+    assert len(values) == len(list(Path("kept").iterdir())) == 3
+    capsys.readouterr()
+    assert run("eval fvd saved.safetensors fake --num-frames 9 --fps 12 --json s.json") == 0
+    assert json.loads(Path("s.json").read_text())["rates"]["real"]["median"] == 24
+    capsys.readouterr()
+    assert run("eval fvd saved.safetensors fake --num-frames 9") == 2
+    assert "`real` (statistics of 12 frames a second) must be of frames as stored" in capsys.readouterr().err
+
+
 def test_features_are_kept_only_where_a_score_needs_them(folder: Path):
     from kinema.eval.fvd import ReferenceStatistics
 
