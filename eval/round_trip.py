@@ -15,6 +15,8 @@ from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.interface import VideoTokenizer
 from kinema.video import to_float, to_uint8
 
+_STREAMED_BYTES = 2**25  # four windows: as floats, and what a network holds of them, a larger clip would take over 1 GB
+
 
 def check_length(clip: "Frames | LongReconstruction") -> None:
     """Raise `KinemaError` unless there is a frame."""
@@ -28,10 +30,18 @@ def reconstruct_clip(
 ) -> UInt8[Tensor, "t h w 3"]:
     """Frames through a tokenizer and back, rounded to levels, `chunk` of them at once.
 
+    Args:
+        tokenizer: Works where it is.
+        frames: The clip.
+        chunk: Frames that go through at once, each chunk for itself; None: the whole clip, which goes through kinema's
+            tokenizers as a stream where it is large: the same but for round-off.
+
     Raises:
         KinemaError: There is no frame.
     """
     check_length(frames)
+    if chunk is None and isinstance(tokenizer, LatentTokenizer) and frames.numel() > _STREAMED_BYTES:
+        return torch.cat(list(_stream(tokenizer, frames)))
     like = _kind_of(tokenizer)
     pieces = frames.split(chunk or len(frames))
     return torch.cat([to_uint8(tokenizer.reconstruct(to_float(piece).to(**like))[0].cpu()) for piece in pieces])
@@ -79,7 +89,7 @@ class LongReconstruction:
         return next(self.split(part.stop))
 
 
-def _stream(tokenizer: LatentTokenizer, clip: LongClip) -> Iterator[UInt8[Tensor, "t h w 3"]]:
+def _stream(tokenizer: LatentTokenizer, clip: Frames) -> Iterator[UInt8[Tensor, "t h w 3"]]:
     num_frames, height, width, _ = clip.shape
     like = _kind_of(tokenizer)
     pieces = (to_float(piece).to(**like) for piece in clip.split(window_length(height, width)))

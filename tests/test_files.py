@@ -1,5 +1,6 @@
 """Finding, ordering and reading files."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinema.errors import KinemaError
-from kinema.files import check_input_file, counting_order, displayed, find_files, read_text, walk_folders
+from kinema.files import (
+    atomic_path,
+    check_input_file,
+    check_output_file,
+    counting_order,
+    displayed,
+    find_files,
+    read_text,
+    walk_folders,
+)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True))
@@ -99,3 +109,35 @@ def test_displayed_names_do_nothing_to_a_terminal(name: str, shown: str):
     assert displayed(name) == shown
     assert displayed(shown) == shown
     shown.encode()
+
+
+def test_results_do_not_replace_what_is_no_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(KinemaError, match=r"`--json` .* must be a regular file"):
+            check_output_file(path, overwrite=True, name="--json")
+    (tmp_path / "file").touch()
+    with pytest.raises(KinemaError, match="is a file"):
+        check_output_file(tmp_path / "file" / "deep" / "r.json", overwrite=True)
+    check_output_file(tmp_path / "new" / "deep" / "r.json", overwrite=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_folders_that_cannot_be_written_are_known_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # a test may run as root
+    with pytest.raises(KinemaError, match=r"`--json` .* must be in a folder that can be written"):
+        check_output_file(tmp_path / "new" / "r.json", overwrite=True, name="--json")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path):
+    def write(error: OSError) -> None:
+        with atomic_path(tmp_path / "r.json") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    for error in (OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")):
+        with pytest.raises(KinemaError, match=r"r\.json'\) cannot be written: (No space|Disk quota)"):
+            write(error)
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "r.json"):
+        (tmp_path / "another problem").read_text()
+    assert list(tmp_path.iterdir()) == []

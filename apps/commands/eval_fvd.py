@@ -6,6 +6,7 @@ REAL may also be a file of statistics that was saved by `--save-statistics`.
 """
 
 import argparse
+import logging
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +30,14 @@ from kinema.apps.commands.eval_options import (
     reading_of,
 )
 from kinema.errors import KinemaError
+from kinema.files import check_output_file
 
 if TYPE_CHECKING:
     from kinema.eval.clips import ClipFile, ReadableClips
     from kinema.eval.fvd import Protocol, ReferenceStatistics, VideoFeatures
     from kinema.eval.report import Clips
+
+logger = logging.getLogger(__name__)
 
 HELP = "Fréchet Video Distance of two folders of clips, with its protocol"
 
@@ -176,7 +180,6 @@ def _reference(
         return None
 
     from kinema.eval.fvd import (
-        ReferenceStatistics,
         hash_of_network,
         needs_real_features,
         reference_statistics,
@@ -188,8 +191,9 @@ def _reference(
     if arguments.statistics_dir is not None:
         folder = Path(arguments.statistics_dir) if arguments.statistics_dir else None
         kept = statistics_path(content, features.protocol, hash_of_network(features.network), folder)
+        check_output_file(kept, overwrite=True, name="--statistics-dir")
     keep_features = needs_real_features(extra)
-    statistics = ReferenceStatistics.load(kept) if kept is not None and kept.is_file() else None
+    statistics = None if kept is None else _kept_statistics(kept)
     if statistics is not None and (statistics.features is not None or not keep_features):
         clips.adopt(statistics.unreadable)
     else:
@@ -200,6 +204,19 @@ def _reference(
     if arguments.save_statistics is not None and state.is_main:
         statistics.save(Path(arguments.save_statistics))
     return statistics
+
+
+def _kept_statistics(path: Path) -> "ReferenceStatistics | None":
+    """Those that were kept; None where there are none, or they are damaged: they are made anew."""
+    from kinema.eval.fvd import ReferenceStatistics
+
+    if not path.is_file():
+        return None
+    try:
+        return ReferenceStatistics.load(path)
+    except KinemaError as error:
+        logger.warning("measured anew: %s", error)
+        return None
 
 
 def content_of(clips: "list[ClipFile]", arguments: argparse.Namespace) -> str:

@@ -31,12 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
-    """Fetch or import, and print where it lies.
+    """Fetch or import, and print where it lies; what is damaged is fetched again.
 
     Raises:
         KinemaError: Unknown names; nothing works; some of several networks could not be fetched.
     """
-    from kinema.eval.weights import download_weights, fetch_weights, import_weights, network_names
+    from kinema.eval.weights import (
+        damage_of,
+        download_weights,
+        fetch_weights,
+        find_weights,
+        import_weights,
+        network_names,
+    )
 
     failed: list[KinemaError] = []
     for name in network_names(arguments.names):
@@ -44,7 +51,9 @@ def run_fetch(arguments: argparse.Namespace) -> None:
             if arguments.file is not None:
                 path = import_weights(name, arguments.file, overwrite=arguments.overwrite)
             else:
-                path = download_weights(name) if arguments.overwrite else fetch_weights(name)
+                here = find_weights(name)
+                again = arguments.overwrite or (here is not None and damage_of(here) is not None)
+                path = download_weights(name) if again else fetch_weights(name)
         except KinemaError as error:
             failed.append(error)  # the others can be had all the same
         else:
@@ -61,13 +70,15 @@ def run_list(arguments: argparse.Namespace) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
-        state = f"here: {row['path']}" if row["path"] else "not here: `kinema weights fetch " + row["name"] + "`"
+        state = f"here: {row['path']}" if row["path"] else f"not here: `kinema weights fetch {row['name']}`"
+        if row["damage"]:
+            state = f"damaged: {row['path']}: `kinema weights fetch {row['name']}` gets it again"
         print(f"{row['name']:{width}}  {row['title']}; for {row['used_by']}\n{'':{width}}  {state}")
 
 
 def collect() -> list[dict[str, Any]]:
     """The table as JSON can hold it."""
-    from kinema.eval.weights import NETWORKS, find_weights
+    from kinema.eval.weights import NETWORKS, damage_of, find_weights
 
     rows = []
     for name, network in NETWORKS.items():
@@ -79,6 +90,7 @@ def collect() -> list[dict[str, Any]]:
                 "origin": network.origin,
                 "used_by": network.used_by,
                 "path": None if path is None else str(path),
+                "damage": None if path is None else damage_of(path),
                 "megabytes": None if path is None else round(path.stat().st_size / 1e6, 1),
                 "sources": [source.address for source in network.sources],
             }

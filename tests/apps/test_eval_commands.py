@@ -151,6 +151,26 @@ def test_kept_statistics_know_what_was_skipped(folder: Path, capsys: pytest.Capt
     assert list(json.loads(Path("saved.json").read_text())["unreadable"]) == ["real/0"]
 
 
+def test_damaged_statistics_are_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    line = f"{FVD} --statistics-dir kept --json r.json --overwrite"
+    assert run(f"{line} --save-statistics saved.safetensors") == 0
+    wanted = Path("r.json").read_text()
+    (kept,) = Path("kept").iterdir()
+    whole = kept.read_bytes()
+    for data in (whole[:-1], whole[:50], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        kept.write_bytes(data)
+        capsys.readouterr()
+        assert run(line) == 0
+        assert "measured anew: `statistics`" in capsys.readouterr().err
+        assert Path("r.json").read_text() == wanted
+        assert kept.stat().st_size == len(whole)
+        Path("saved.safetensors").write_bytes(data)
+        assert run("eval fvd saved.safetensors fake --num-frames 9") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert run(f"{FVD} --statistics-dir real/1.npy/x") == 2
+    assert "`--statistics-dir`" in capsys.readouterr().err
+
+
 def test_kept_statistics_belong_to_a_rate(folder: Path, capsys: pytest.CaptureFixture[str]):
     for index in range(8):
         write_video(f"real/{index}.mp4", noise(index, 40), 24, lossless=True, overwrite=True)

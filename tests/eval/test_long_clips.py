@@ -24,7 +24,7 @@ from kinema.eval.generation import DEFAULT_METRICS, evaluate_generation
 from kinema.eval.generation.looks import Networks
 from kinema.eval.networks.i3d import I3D
 from kinema.eval.reconstruction import compare_clips, evaluate_reconstruction
-from kinema.eval.round_trip import LongReconstruction
+from kinema.eval.round_trip import LongReconstruction, reconstruct_clip
 from kinema.eval.text.clip import CLIPEncoder
 from kinema.eval.windows import in_windows, regrouped
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
@@ -272,6 +272,14 @@ def test_reconstructions_of_long_clips(files: dict[str, ClipFile], tokenizer: An
         assert found.chunk_border[name] == pytest.approx(wanted.chunk_border[name], rel=1e-3)
     assert found.fvd.value == pytest.approx(wanted.fvd.value, rel=1e-2)
     assert [clip.num_frames for clip in found.clips] == [LENGTH, LENGTH]
+
+
+def test_large_clips_in_memory_are_streamed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    clip = moving(0)
+    wanted = reconstruct_clip(tokenizer, clip)
+    monkeypatch.setattr("kinema.eval.round_trip._STREAMED_BYTES", 1)
+    monkeypatch.setattr("kinema.eval.windows.WINDOW_BYTES", 1)
+    assert (reconstruct_clip(tokenizer, clip).int() - wanted.int()).abs().max() <= 1
 
 
 @pytest.mark.usefixtures("long")

