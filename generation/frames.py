@@ -1,5 +1,6 @@
 """Between what users hold (PIL images, arrays, uint8 frames) and the tensors of the pipeline."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,22 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kinema.errors import KinemaError
-from kinema.video import opaque
+from kinema.images import rgb_picture
 
 OutputType = Literal["pt", "np", "pil", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = ("pt", "np", "pil", "latent")
 
+_EXTREME = 16  # how many times the wanted height or width a picture is long at most
+_ROUNDING = 1e-3  # less than half a level of 8 bits
+
 Image = PIL.Image.Image | np.ndarray | Tensor
 
 
-def image_tensor(image: Image, height: int, width: int) -> Float[Tensor, "1 3 1 h w"]:
+def image_tensor(image: object, height: int, width: int, *, name: str = "image") -> Float[Tensor, "1 3 1 h w"]:
     """Makes a one-frame clip of an image; resized to cover the wanted size and cropped at the centre.
 
     Args:
-        image: a PIL image (what is transparent becomes white); an array (h, w, 3), uint8 or float in [0, 1]; or a
-            tensor (3, h, w) in [0, 1].
+        image: a PIL image of any mode that `kinema.images.rgb_picture` takes; an array (h, w), (h, w, c) or a tensor
+            (h, w), (c, h, w) of c = 1 to 4 channels: gray, gray and alpha, RGB, RGB and alpha. Levels are uint8,
+            uint16, or floats in [0, 1]. What is transparent becomes white.
         height: wanted height.
         width: wanted width. An image of the wanted size is not resampled.
+        name: what errors call the argument.
 
     Returns:
         Values in [-1, 1].
@@ -35,38 +41,79 @@ def image_tensor(image: Image, height: int, width: int) -> Float[Tensor, "1 3 1 
     Raises:
         KinemaError: not an image of these kinds.
     """
-    pixels = _to_unit_range(image)
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
-        raise KinemaError(f"`image` (of shape {tuple(pixels.shape)}, channels first) must have three channels")
+    if isinstance(image, PIL.Image.Image):
+        pixels = _from_array(np.asarray(rgb_picture(image, f"`{name}`")), name)
+    elif isinstance(image, np.ndarray):
+        pixels = _from_array(image, name)
+    elif isinstance(image, Tensor):
+        pixels = image if image.ndim != 2 else image[None]
+    else:
+        raise KinemaError(f"`{name}` (a {type(image).__name__}) must be a PIL image, an array or a tensor")
+    pixels = _crop_extremes(_to_rgb(pixels, image, name), height, width)
     scale = max(height / pixels.shape[1], width / pixels.shape[2])
     if scale != 1:
         size = (max(round(pixels.shape[1] * scale), height), max(round(pixels.shape[2] * scale), width))
         pixels = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return rearrange(_center_crop(pixels, height, width) * 2 - 1, "c h w -> 1 c 1 h w")
+
+
+def _center_crop(pixels: Float[Tensor, "3 _ _"], height: int, width: int) -> Float[Tensor, "3 h w"]:
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-    pixels = pixels[:, top : top + height, left : left + width]
-    return rearrange(pixels * 2 - 1, "c h w -> 1 c 1 h w")
+    return pixels[:, top : top + height, left : left + width]
 
 
-def _to_unit_range(image: Any) -> Tensor:
-    """Any accepted image as float (c, h, w) in [0, 1]."""
-    if isinstance(image, PIL.Image.Image):
-        image = np.asarray(opaque(image))
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3:
-            raise KinemaError(f"`image` (an array of shape {image.shape}) must have the axes height, width, channel")
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)  # a copy: the array may be read-only
-    elif isinstance(image, Tensor):
-        pixels = image
-    else:
-        raise KinemaError(f"`image` (a {type(image).__name__}) must be a PIL image, an array or a tensor")
-    if pixels.dtype == torch.uint8:
-        return pixels.float() / 255
-    pixels = pixels.float()
-    if pixels.numel() and (pixels.min() < 0 or pixels.max() > 1):
+def _crop_extremes(pixels: Float[Tensor, "3 _ _"], height: int, width: int) -> Float[Tensor, "3 _ _"]:
+    """A picture of 1x20000 pixels would be enlarged to fifty times its size, to show a dot of it."""
+    scale = max(height / pixels.shape[1], width / pixels.shape[2])
+    rows, columns = (math.ceil(_EXTREME * wanted / scale) for wanted in (height, width))
+    return _center_crop(pixels, min(rows, pixels.shape[1]), min(columns, pixels.shape[2]))
+
+
+def _from_array(image: np.ndarray, name: str) -> Tensor:
+    """An array as a tensor, channels first; torch takes no bytes in another order than the machine's."""
+    if image.dtype.kind not in "bfiu":
+        raise KinemaError(f"`{name}` (an array of {image.dtype}) must be of uint8, uint16 or floats")
+    if image.dtype.kind == "f" and image.dtype.itemsize > 8:
+        image = image.astype(np.float64)
+    pixels = torch.from_numpy(image.astype(image.dtype.newbyteorder("="), copy=True))  # it may be read-only
+    return pixels[None] if pixels.ndim < 3 else pixels.movedim(-1, 0)
+
+
+def _to_rgb(pixels: Tensor, image: Any, name: str) -> Float[Tensor, "3 h w"]:
+    """Checked pixels in [0, 1], on white where they are transparent.
+
+    Args:
+        pixels: the image, channels first.
+        image: as it was given, for errors.
+        name: what errors call the argument.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 2, 3, 4) or 0 in pixels.shape:
+        kind, axes = ("tensor", "(channels, height, width)") if isinstance(image, Tensor) else (
+            "array", "(height, width, channels)"
+        )  # fmt: skip
         raise KinemaError(
-            f"`image` (values {float(pixels.min()):.3g} to {float(pixels.max()):.3g}) must have values in [0, 1]"
+            f"`{name}` (of shape {tuple(image.shape)}) must have the axes {axes} of {kind}s, with 1 to 4 channels"
         )
-    return pixels
+    pixels = _to_unit_range(pixels, name)
+    if pixels.shape[0] in (2, 4):
+        pixels = pixels[:-1] * pixels[-1:] + (1 - pixels[-1:])
+    return pixels.expand(3, -1, -1)
+
+
+def _to_unit_range(pixels: Tensor, name: str) -> Tensor:
+    """Levels as floats in [0, 1]. Those of other integers have no range that could be told from the values."""
+    if pixels.dtype in (torch.uint8, torch.uint16):
+        return pixels.float() / (255 if pixels.dtype == torch.uint8 else 65535)
+    if pixels.dtype != torch.bool and not pixels.is_floating_point():
+        dtype = str(pixels.dtype).removeprefix("torch.")
+        raise KinemaError(f"`{name}` (of {dtype}) must be of uint8, uint16, or floats in [0, 1]")
+    pixels = pixels.detach().float()
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also false for NaN
+        raise KinemaError(
+            f"`{name}` (values {low:.4g} to {high:.4g}) must have values in [0, 1], or be of uint8 or uint16"
+        )
+    return pixels.clamp(0, 1)
 
 
 def convert_video(
@@ -91,17 +138,25 @@ def convert_video(
 def images_for_prompts(
     image: Image | Sequence[Image] | None, num_prompts: int, height: int, width: int
 ) -> Float[Tensor, "b 3 1 h w"] | None:
-    """One one-frame clip a prompt: an image for all of them, or a list of one each; None stays None.
+    """One one-frame clip a prompt: an image for all of them, or one each; None stays None.
+
+    Args:
+        image: an image; a list of them; or several in an array (b, h, w, c) or a tensor (b, c, h, w).
+        num_prompts: number of prompts.
+        height: wanted height.
+        width: wanted width.
 
     Raises:
-        KinemaError: a list of another length.
+        KinemaError: another number of images, or something that is no image.
     """
     if image is None:
         return None
     images: Any = image
-    is_several = isinstance(image, (list, tuple)) or (isinstance(image, Tensor) and image.ndim == 4)
+    is_batch = isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
+    is_several = isinstance(image, (list, tuple)) or is_batch
     images = list(images) if is_several else [images]
     if len(images) not in (1, num_prompts):
         raise KinemaError(f"`image` (a list of {len(images)}) must be one image or as many as prompts (={num_prompts})")
-    clips = torch.cat([image_tensor(each, height, width) for each in images])
-    return clips.expand(num_prompts, -1, -1, -1, -1)
+    names = [f"image[{number}]" if is_several else "image" for number in range(len(images))]
+    clips = [image_tensor(each, height, width, name=each_name) for each, each_name in zip(images, names, strict=True)]
+    return torch.cat(clips).expand(num_prompts, -1, -1, -1, -1)

@@ -161,8 +161,9 @@ class KinemaPipeline(DiffusionPipeline):
 
         Args:
             prompt: one prompt or several, or text features computed before.
-            image: the first frame: one for all prompts or one each. A PIL image, an array (h, w, 3), or a tensor
-                (3, h, w) in [0, 1]. The clip begins with it as the tokenizer reconstructs it.
+            image: the first frame: one for all prompts or one each. A PIL image, an array (h, w, c) or a tensor
+                (c, h, w), as `kinema.generation.frames.image_tensor` takes them; several in a list or along a first
+                axis. The clip begins with it as the tokenizer reconstructs it.
             num_frames: frames; any number: what exceeds whole latent steps is generated and cut off. None: the
                 pipeline's `sample_size`.
             height: of the frames, likewise.

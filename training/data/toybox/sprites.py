@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from kinema.errors import KinemaError
+from kinema.images import read_image_with_alpha
 from kinema.training.data.toybox.shapes import draw_shape
 
 MANIFEST = "sprites.json"
@@ -104,12 +103,8 @@ def _manifest(folder: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> Float[Tensor, "4 h w"]:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGBA"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise KinemaError(f"`sprites` (has {path}) must hold readable pictures: {error}") from error
-    return rearrange(torch.from_numpy(pixels.copy()).float() / 255, "h w c -> c h w")
+    pixels = read_image_with_alpha(path, name="sprites")
+    return rearrange(pixels.float() / 255, "h w c -> c h w")
 
 
 def _crop(picture: Float[Tensor, "4 _ _"]) -> Float[Tensor, "4 _ _"]:
