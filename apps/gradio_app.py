@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import os
 import shutil
 import tempfile
 import warnings
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
 from kinema.apps.any_pipeline import frames_per_second
 from kinema.apps.commands.generate import generate_clip
 from kinema.errors import KinemaError
+from kinema.images import read_image
 from kinema.video import write_video
 
 EXAMPLES = (
@@ -64,7 +65,7 @@ class ClipMaker:
     def __call__(
         self,
         prompt: str,
-        image: Any = None,
+        image: str | None = None,
         seed: float | None = None,
         num_steps: float | None = None,
         guidance_scale: float | None = None,
@@ -75,7 +76,7 @@ class ClipMaker:
 
         Args:
             prompt: What it shows.
-            image: First frame, an RGB array `(h, w, 3)`, or None.
+            image: File of the first frame, or None.
             seed: Of the noise.
             num_steps: Sampling steps.
             guidance_scale: How strictly the prompt is followed.
@@ -96,7 +97,7 @@ class ClipMaker:
                 frames = generate_clip(
                     self.pipeline,
                     prompt,
-                    image=None if image is None else torch.from_numpy(image),
+                    image=None if image is None else read_image(image, name="image"),
                     seed=int(seed),
                     num_inference_steps=int(num_steps),
                     guidance_scale=float(guidance_scale),
@@ -105,11 +106,32 @@ class ClipMaker:
         except KinemaError as error:
             raise gr.Error(str(error), print_exception=False) from error
         for warning in caught:
-            if warning.category.__module__.startswith("kinema."):  # words that the model does not know
+            if warning.category.__module__.startswith("kinema."):  # of words that the model does not know, and the like
                 gr.Warning(str(warning.message))
         path = self._folder / f"{next(self._numbers):04d}.mp4"
         write_video(path, frames, frames_per_second(self.pipeline))
         return str(path)
+
+
+def picture_field(label: str) -> gr.Image:
+    """A field whose value is the file that was uploaded, as it is, for kinema's own reader of pictures.
+
+    gradio would open the file and convert what it shows: transparent pixels to what lies under them, 16 bits to white.
+    It would also open any file of this machine that a program names in place of an upload.
+    """
+    field = gr.Image(label=label, type="filepath", image_mode=None)
+
+    def uploaded_file(payload: Any) -> str | None:
+        if payload is None:
+            return None
+        named = (payload.path or "").replace("\0", "")  # no file has a NUL in its name, and asking for one is an error
+        path = Path(os.path.realpath(named))
+        if Path(os.path.realpath(field.GRADIO_CACHE)) not in path.parents:
+            raise gr.Error("`image` must be a file that was uploaded to this page", print_exception=False)
+        return str(path)
+
+    field.preprocess = uploaded_file
+    return field
 
 
 def build_app(pipeline: Any) -> gr.Blocks:
@@ -125,7 +147,7 @@ def build_app(pipeline: Any) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 prompt = gr.Textbox(label="Prompt", value=EXAMPLES[0])
-                image = gr.Image(label="First frame (optional)", type="numpy", image_mode="RGB")
+                image = picture_field("First frame (optional)")
                 with gr.Accordion("Settings", open=False):
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
                     steps = gr.Slider(1, 100, value=defaults["num_inference_steps"], step=1, label="Steps")
