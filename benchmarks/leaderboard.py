@@ -30,7 +30,8 @@ from kinema.eval.reconstruction import evaluate_reconstruction
 from kinema.eval.report import number
 from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
-from kinema.training.data.clips import centre_clips, list_videos
+from kinema.training.data.clips import centre_clips
+from kinema.training.data.listing import list_videos
 from kinema.training.data.toybox import Toybox
 from kinema.training.seeds import step_generator
 from kinema.video import to_uint8

@@ -21,7 +21,8 @@ from kinema import CausalVideoTokenizer
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, parse_shape
-from kinema.training.data.clips import centre_clips, list_videos
+from kinema.training.data.clips import centre_clips
+from kinema.training.data.listing import list_videos
 from kinema.video import contact_sheet, to_uint8, write_image
 
 SHIPPED = ("kl-4x8x8-c16", "fsq-4x8x8-32768")

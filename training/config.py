@@ -179,10 +179,11 @@ class TokenizerTrainingConfig(TrainingConfig):
     cache_short_side: int = 160
     """Clips are decoded once, scaled to this short side, or the longest side of `shapes` where that is more."""
     max_stride: int = 2
-    """Largest step between two frames of a training clip."""
+    """Largest step between two frames of a training clip, where `frame_rates` is not given."""
     frame_rates: tuple[float, ...] = ()
     """Frames a second of training clips, one drawn for each clip: frames of the file are left out to get there, by the
-    rate that the file states. A file slower than that gives all its frames. Default: `max_stride` decides."""
+    times at which it shows them. A file slower than that gives all its frames. Validation clips have the first of these
+    rates. Default: the file's own rate and `max_stride`."""
     max_zoom_out: float = 1.25
     """Crops are up to this many times larger than the clip size, then scaled down; half of them are not scaled."""
 
@@ -307,14 +308,17 @@ class DiffusionTrainingConfig(TrainingConfig):
     """Longest prompt in tokens."""
     shape: str = "17x64x64"
     """Clip size as FRAMESxHEIGHTxWIDTH."""
-    fps: float = 8.0
-    """Frames a second at which clips of the trained model are meant to be shown."""
+    fps: float | None = None
+    """Frames a second of training clips, and of clips of the trained model. Files of other rates are resampled: frames
+    are left out or shown repeatedly, so that everything moves as fast as in the file. Default: 8 with Toybox clips in
+    `data`, which have that rate, else the median rate of the files."""
     num_clips: int = 30_000
     """Clips whose latents are computed once and kept; 0: fresh clips, encoded in each step."""
     cache_short_side: int = 160
     """Video files are decoded once, scaled to this short side."""
     max_stride: int = 1
-    """Largest step between two frames of a clip of a video file."""
+    """Largest step between two frames of a clip of a video file, after resampling to `fps`: clips with a stride of 2
+    show everything twice as fast."""
     max_zoom_out: float = 2.0
     """Crops of video files are up to this many times larger than the clip, then scaled down."""
 

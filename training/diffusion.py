@@ -48,7 +48,7 @@ EncodeText = Callable[[Sequence[str]], TextFeatures]
 # Settings that decide what clips there are, so that kept latents depend on them.
 _CLIP_SETTINGS = (
     *("data", "data_weights", "sprites", "seed", "shape", "toybox_objects", "toybox_num_objects", "validation"),
-    *("cache_short_side", "max_stride", "max_zoom_out"),
+    *("cache_short_side", "fps", "max_stride", "max_zoom_out"),
 )
 
 
@@ -65,6 +65,11 @@ class DiffusionTask(Task[Batch]):
             raise KinemaError(f"`tokenizer` (={config.tokenizer}, a {kind}) must have latents on a grid")
         with accelerator.main_process_first():  # it computes what is kept, the others find it
             self.clips = CaptionedClips(config)
+            self.clips.check_captions()
+            # From here on the rate is a number, and saved as one.
+            self.config = config = replace(config, fps=self.clips.fps)
+            if accelerator.is_main_process:
+                self.clips.save_report(config.run_dir / "data_report.json")
             self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips)
             self.cache = self._cached_latents() if config.num_clips else None
         self.null_text = self.encode_text([""])
@@ -207,7 +212,7 @@ class DiffusionTask(Task[Batch]):
             text_encoder=self.text_model,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
             sample_size=parse_shape(self.config.shape),
-            sample_fps=self.config.fps,
+            sample_fps=self.clips.fps,
         )
 
     @torch.no_grad()
@@ -342,7 +347,8 @@ def train(config: DiffusionTrainingConfig) -> Path:
     select_preset(DIFFUSION_PRESETS, config.preset)
     accelerator = make_accelerator(config)
     with run_log(config.run_dir, accelerator.is_main_process):
-        return run_loop(DiffusionTask(config, accelerator), config, accelerator)
+        task = DiffusionTask(config, accelerator)
+        return run_loop(task, task.config, accelerator)
 
 
 def main(argv: list[str] | None = None, program: str = "train_diffusion") -> None:

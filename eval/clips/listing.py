@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kinema.errors import KinemaError
 from kinema.files import counting_order, displayed, walk_folders
-from kinema.training.data.clips import VIDEO_SUFFIXES
+from kinema.training.data.listing import VIDEO_SUFFIXES
 
 TENSOR_SUFFIXES = (".npy", ".safetensors")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -16,7 +16,7 @@ from kinema.errors import KinemaError
 from kinema.eval.clips.listing import IMAGE_SUFFIXES, TENSOR_SUFFIXES, ClipFile, suffix_of
 from kinema.eval.clips.tensors import Layout, ValueRange, open_tensor
 from kinema.files import counting_order
-from kinema.training.data.clips import cover_frame
+from kinema.training.data.resize import cover_frame
 from kinema.video import VideoReader, read_image
 
 WHOLE_BYTES = 2**28

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kinema.eval.report.document import Clips
-from kinema.training.data.clips import resize_frames
+from kinema.training.data.resize import resize_frames
 from kinema.video import write_video
 
 LONGEST_SIDE = 256

@@ -88,7 +88,7 @@ def test_stream_looks_at_the_needed_frames_of_fitted_clips(folder: Path, frame_n
     Path("fitted").mkdir()
     for index in range(6):
         pixels = torch.from_numpy(noise(index, 20)[::2][:10])
-        from kinema.training.data.clips import cover_frame
+        from kinema.training.data.resize import cover_frame
 
         np.save(f"fitted/{index}.npy", torch.stack([cover_frame(frame, 8, 8) for frame in pixels]).numpy())
     wanted = figures()["stream_t"]

@@ -1,6 +1,5 @@
 """The clips data set: captions, unreadable files, the cache of decoded frames, random clips."""
 
-import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,12 @@ import torch
 from kinema.errors import KinemaError
 from kinema.training.data.clips import (
     ClipsDataset,
-    bounce,
-    cached_frames,
     centre_clips,
-    cover_frame,
-    list_videos,
-    read_captions,
 )
+from kinema.training.data.frames import cached_frames
+from kinema.training.data.listing import list_videos
+from kinema.training.data.rates import bounce
+from kinema.training.data.resize import cover_frame
 from kinema.video import read_video
 
 
@@ -53,24 +51,29 @@ def test_unreadable_files_are_skipped_counted_and_named(folder, tmp_path, caplog
     assert len(dataset) == 3
     assert "3 unreadable" in caplog.text
     assert all(name in caplog.text for name in names)
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".npy"]
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == 3 * [".json"] + 3 * [".npy"]
 
 
 def test_a_file_of_too_many_frames_is_named(folder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         dataset = ClipsDataset([folder], tmp_path / "cache", short_side=32, max_frames_per_file=15)
-    assert [Path(p.split()[0]).name for p in dataset.report.cut] == ["b.mp4"]
+    assert [Path(p.split("'")[1]).name for p in dataset.report.cut] == ["b.mp4"]
     assert "only the first frames used" in caplog.text
-    assert "b.mp4 (15 frames)" in caplog.text
+    assert "b.mp4' (15 frames, 2 s)" in caplog.text
+    caplog.clear()
+    exactly = ClipsDataset([folder], tmp_path / "cache", short_side=32, max_frames_per_file=20, captions=False)
+    assert not exactly.report.cut  # it has all of its frames
+    assert not caplog.text
 
 
 def test_two_at_once_decode_the_same_file(folder, tmp_path):
     """Processes that share a cache and begin together; neither breaks the other's files."""
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: cached_frames(folder / "sub/b.mp4", tmp_path / "cache", 32, 100), range(8)))
-    assert len(set(paths)) == 1
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [paths[0].name]
-    assert np.load(paths[0]).shape[0] == 20
+    assert len({cached.path for cached in paths}) == 1
+    path = paths[0].path
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [path.with_suffix(".json").name, path.name]
+    assert np.load(path).shape[0] == 20
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "unreadable"])
@@ -84,38 +87,22 @@ def test_nothing_to_train_on_is_an_error(tmp_path, kind):
         ClipsDataset([folder], tmp_path / "cache")
 
 
-def test_captions_of_all_kinds(folder):
-    (folder / "captions.csv").write_text("file,caption\na.mp4,from csv\nsub/b.mp4,from csv\n")
-    rows = [{"file": "sub/b.mp4", "caption": "from jsonl"}, {"file": "cat_c.mp4", "caption": "from jsonl"}]
-    (folder / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    (folder / "cat_c.txt").write_bytes("from a file, caf\xe9\n".encode("latin-1"))
-    assert read_captions(folder) == {
-        "a.mp4": "from csv",
-        "sub/b.mp4": "from jsonl",
-        "cat_c.mp4": "from a file, caf\N{REPLACEMENT CHARACTER}",
-    }
-
-
-@pytest.mark.parametrize("line", ['{"file": "a.mp4"}', "[1]", "{broken"])
-def test_bad_line_of_captions_is_named(folder, line):
-    (folder / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "fine"}\n' + line)
-    with pytest.raises(KinemaError, match=r"captions.jsonl:2"):
-        read_captions(folder)
-
-
 def test_frames_are_decoded_once_and_again_when_the_file_changes(folder, tmp_path, make_video):
     path, cache = folder / "a.mp4", tmp_path / "cache"
     first = cached_frames(path, cache, 1000, 100)
-    np.testing.assert_array_equal(np.load(first), read_video(path).frames.numpy())
-    written = first.stat().st_mtime_ns
-    assert cached_frames(path, cache, 1000, 100) == first
-    assert first.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(first.frames(), read_video(path).frames.numpy())
+    written = first.path.stat().st_mtime_ns
+    assert cached_frames(path, cache, 1000, 100).path == first.path
+    assert first.path.stat().st_mtime_ns == written
     path.unlink()
     make_video(path, num_frames=5)
     second = cached_frames(path, cache, 1000, 100)
-    assert second != first
-    assert len(np.load(second)) == 5
-    assert len(np.load(cached_frames(path, cache, 1000, 3))) == 3
+    assert second.path != first.path
+    assert second.shape[0] == len(second.frames()) == 5
+    few = cached_frames(path, cache, 1000, 3)
+    assert few.shape[0] == len(few.frames()) == len(few.times.times) == 3
+    assert few.times.is_cut
+    assert not second.times.is_cut
 
 
 def test_clips_are_a_function_of_the_generator(folder, tmp_path):
@@ -210,5 +197,5 @@ def test_frame_rates_leave_frames_out(folder, tmp_path):
 
     assert steps(8.0, 4) == steps(30.0, 4) == {(1, 1, 1)}  # faster than the file: all its frames
     assert steps(4.0, 4) == {(2, 2, 2)}
-    assert steps(3.2, 5) == {(2, 3, 3, 2)}  # every 2.5th: 0, 2, 5, 8 (7.5), 10
-    assert steps(1.0, 4) == {(6, 7, 6)}  # every 8th would need 25 frames of 20
+    assert steps(3.2, 5) == {(2, 3, 2, 3)}  # what is shown at every 2.5th: 0, 2 (2.5), 5, 7 (7.5), 10
+    assert steps(1.0, 4) == {(6, 6, 7)}  # every 8th would need 25 frames of 20: 0, 6 (6.3), 12 (12.7), 19

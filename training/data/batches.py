@@ -8,8 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.files import displayed
 from kinema.training.config import TokenizerTrainingConfig, parse_shape
-from kinema.training.data.clips import ClipsDataset, centre_clips, list_videos
+from kinema.training.data.clips import ClipsDataset, centre_clips
+from kinema.training.data.listing import list_videos
+from kinema.training.data.report import save_reports
 from kinema.training.data.sources import TOYBOX, make_toybox, source_weights
 from kinema.training.seeds import step_generator
 
@@ -39,8 +42,16 @@ class TokenizerBatches:
     def _folder(self, name: str) -> ClipsDataset:
         config = self.config
         return ClipsDataset(
-            [name], config.run_cache_dir, short_side=config.decoded_short_side, hold_out=config.validation
+            [name],
+            config.run_cache_dir,
+            short_side=config.decoded_short_side,
+            hold_out=config.validation,
+            captions=False,
         )
+
+    def save_report(self, path: Path) -> None:
+        """Writes which files were used and which were not, as JSON."""
+        save_reports([source.report for source in self.sources if source is not None], path)
 
     def __call__(self, step: int, shape: tuple[int, int, int] | None = None) -> Float[Tensor, "b 3 t h w"]:
         """The batch of a step, pixels in [-1, 1]; of one of the shapes, or of the one drawn for the step."""
@@ -78,9 +89,13 @@ class TokenizerBatches:
         return self.toyboxes[shape].batch(range(first, first + count)).video
 
     def validation_clips(self) -> dict[str, Float[Tensor, "n 3 t h w"]]:
-        """Clips of each validation source by name: held-out files, or Toybox's validation split."""
+        """Clips of each validation source by name: held-out files, or Toybox's validation split.
+
+        Files are played at the first of `frame_rates`, or as fast as they are.
+        """
         clips: dict[str, Tensor] = {}
         shape = parse_shape(self.config.validation_shape)
+        fps = self.config.frame_rates[0] if self.config.frame_rates else None
         for name in self.config.data:
             if name == TOYBOX:
                 toybox = make_toybox(self.config, shape, "validation")
@@ -89,12 +104,12 @@ class TokenizerBatches:
             for file in list_videos(Path(name)):
                 if self.config.validation and file.name.startswith(self.config.validation):
                     try:
-                        held_out = centre_clips(file, self.config.validation_clips, shape)
+                        held_out = centre_clips(file, self.config.validation_clips, shape, fps)
                     except KinemaError as error:
-                        logger.warning("skipped %s: %s", file, error)
+                        logger.warning("skipped %r: %s", str(file), error)
                         continue
                     key = file.stem if file.stem not in clips else file.relative_to(name).as_posix()
-                    clips[key] = held_out
+                    clips[displayed(key)] = held_out
         return clips
 
 

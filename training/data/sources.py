@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import logging
+import statistics
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -11,12 +14,19 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.training.config import DiffusionTrainingConfig, TrainingConfig, parse_shape
 from kinema.training.data.clips import ClipsDataset
+from kinema.training.data.frames import DECODING
+from kinema.training.data.rates import describe_rate
+from kinema.training.data.report import save_reports
 from kinema.training.data.toybox import Toybox
+from kinema.training.data.toybox.schema import FPS as TOYBOX_FPS
 from kinema.training.data.toybox.schema import Split
 from kinema.training.data.toybox.sprites import sprite_names
 from kinema.training.seeds import step_generator
 
+logger = logging.getLogger(__name__)
+
 TOYBOX = "toybox"
+_MUCH_SLOWER = 0.67  # of the rate of clips: a third of the frames are repeated
 
 
 class CaptionedClips:
@@ -25,6 +35,9 @@ class CaptionedClips:
     Args:
         config: data, weights, size.
         split: "validation" takes held-out files and Toybox's validation split.
+
+    Attributes:
+        fps: frames a second of the clips: `config.fps`, or what the data has; files of other rates are resampled.
     """
 
     def __init__(self, config: DiffusionTrainingConfig, split: Split = "train") -> None:
@@ -37,6 +50,9 @@ class CaptionedClips:
         kept = [(s, w) for s, w in zip(sources, weights, strict=True) if isinstance(s, Toybox) or len(s)]
         self.sources = [source for source, _ in kept]
         self.weights = torch.tensor([weight for _, weight in kept], dtype=torch.float64)
+        self.fps = config.fps or rate_of_data(self.sources)
+        if split == "train":
+            note_rates(self.sources, self.fps)
 
     def _source(self, name: str) -> Toybox | ClipsDataset:
         config = self.config
@@ -63,9 +79,25 @@ class CaptionedClips:
                 words.update(word for clip in source.sources for word in split_words(clip.caption))
         return sorted(words)
 
+    def check_captions(self) -> None:
+        """Raises `KinemaError` where no clip has a caption."""
+        folders = [source for source in self.sources if isinstance(source, ClipsDataset)]
+        if len(folders) < len(self.sources) or any(clip.caption for folder in folders for clip in folder.sources):
+            return
+        lost = [line for folder in folders for line in folder.report.captions_without_file]
+        also = f"; {len(lost)} captions fit no file, the first is {lost[0]}" if lost else ""
+        raise KinemaError(
+            f"`data` (={', '.join(self.config.data)}) must have captions: `captions.jsonl`, `captions.csv`, or NAME.txt"
+            f" beside NAME.mp4{also}"
+        )
+
+    def save_report(self, path: Path) -> None:
+        """Writes which files and captions were used and which were not, as JSON."""
+        save_reports([source.report for source in self.sources if isinstance(source, ClipsDataset)], path)
+
     def fingerprint(self) -> str:
         """A hash of what the clips come from: files with their sizes and times of change, captions, sprites."""
-        parts: list[str] = []
+        parts = [str(DECODING)]
         for source in self.sources:
             if isinstance(source, Toybox):
                 files = [] if source.sprites is None else sorted(p for p in source.sprites.iterdir() if p.is_file())
@@ -93,6 +125,7 @@ class CaptionedClips:
                 generator,
                 max_stride=self.config.max_stride,
                 max_zoom_out=self.config.max_zoom_out,
+                fps=self.fps,
                 flip=False,  # captions may say left and right
             )
         for number, some in toybox_indices.items():
@@ -101,6 +134,45 @@ class CaptionedClips:
             batch = source.batch(some)
             clips.update(zip(some, zip(batch.video, batch.captions, strict=True), strict=True))
         return torch.stack([clips[index][0] for index in indices]), [clips[index][1] for index in indices]
+
+
+def rate_of_data(sources: Iterable[Toybox | ClipsDataset]) -> float:
+    """The rate of clips where no setting says it: Toybox's where it is among the data, else the median of the files."""
+    sources = list(sources)
+    rates = sorted(clip.fps for source in sources if isinstance(source, ClipsDataset) for clip in source.sources)
+    if len(rates) == 0 or any(isinstance(source, Toybox) for source in sources):
+        return TOYBOX_FPS
+    return min(1000.0, max(0.001, statistics.median_low(rates)))
+
+
+def note_rates(sources: Iterable[Toybox | ClipsDataset], rate: float) -> None:
+    """Says which rate clips have, and which files have far fewer frames a second."""
+    sources = list(sources)
+    folders = [source for source in sources if isinstance(source, ClipsDataset)]
+    rates = [clip.fps for folder in folders for clip in folder.sources]
+    others = [fps for fps in rates if abs(fps / rate - 1) > 0.005]
+    if others:
+        told = " to ".join(dict.fromkeys(describe_rate(fps) for fps in (min(rates), max(rates))))
+        logger.info(
+            "clips have %s frames a second; %d of %d video files have another rate (%s) and are resampled, see --fps",
+            *(describe_rate(rate), len(others), len(rates), told),
+        )
+    elif rates:
+        logger.info("clips have %s frames a second, as the video files have", describe_rate(rate))
+    if len(folders) < len(sources) and rate != TOYBOX_FPS:
+        logger.warning(
+            "Toybox clips have %g frames a second; at %s everything in them moves %.3g times as fast",
+            *(TOYBOX_FPS, describe_rate(rate), rate / TOYBOX_FPS),
+        )
+    for folder in folders:
+        slow = [clip for clip in folder.sources if clip.fps < _MUCH_SLOWER * rate]
+        folder.report.slower = [f"{str(clip.path)!r} ({describe_rate(clip.fps)})" for clip in slow]
+    slower = [line for folder in folders for line in folder.report.slower]
+    if slower:
+        logger.warning(
+            "%d of %d video files have far fewer than %s frames a second, and their frames are repeated: %s%s",
+            *(len(slower), len(rates), describe_rate(rate), ", ".join(slower[:5]), ", ..." if len(slower) > 5 else ""),
+        )
 
 
 def source_weights(config: TrainingConfig) -> Float[Tensor, " n"]:

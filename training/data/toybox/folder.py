@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kinema.errors import KinemaError
-from kinema.training.data.toybox.schema import Split
+from kinema.training.data.captions import read_table
+from kinema.training.data.toybox.schema import FPS, Split
 from kinema.training.data.toybox.world import Toybox
 
 CAPTIONS, GROUND_TRUTH = "captions.jsonl", "ground_truth.jsonl"
@@ -61,7 +62,7 @@ def render_to_folder(
     width: int = 64,
     num_objects: tuple[int, int] = (1, 1),
     cameras: Sequence[str] = ("static",),
-    fps: float = 8.0,
+    fps: float = FPS,
     lossless: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -91,8 +92,8 @@ def render_to_folder(
         raise KinemaError(f"`num_clips` (={num_clips}) must be at least 1")
     if first < 0:
         raise KinemaError(f"`first` (={first}) must be at least 0")
-    if not fps > 0:
-        raise KinemaError(f"`fps` (={fps}) must be above 0")
+    if not 0.001 <= fps <= 1000:
+        raise KinemaError(f"`fps` (={fps}) must be >= 0.001 and <= 1000")
     toybox = Toybox(
         sprites,
         objects=objects,
@@ -129,8 +130,7 @@ def render_to_folder(
 def _written(folder: Path) -> set[str]:
     """The clips in a folder that `render_to_folder` wrote there."""
     try:
-        lines = (folder / CAPTIONS).read_text(encoding="utf-8").split("\n")
-        names = {json.loads(line)["file"] for line in lines if line}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
+        names = {row.file for row in read_table(folder / CAPTIONS)}
+    except KinemaError:  # none, or not ours
         return set()
-    return {name for name in names if isinstance(name, str) and re.fullmatch(r"\d{5,}\.mp4", name)}
+    return {name for name in names if re.fullmatch(r"\d{5,}\.mp4", name)}

@@ -19,6 +19,8 @@ SPLITS = ("train", "validation", "test")
 MAX_OBJECTS = 4
 NUM_HOPS = 2
 NUM_BACKGROUND_PARAMETERS = 6
+FPS = 8.0
+"""Frames a second at which clips are meant to be shown."""
 
 Split = Literal["train", "validation", "test"]
 

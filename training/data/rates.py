@@ -1,0 +1,89 @@
+"""Which frames of a file make a clip at a rate: those that are on display at the times of the clip's frames."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTimes:
+    """When the frames of a file are shown.
+
+    Attributes:
+        fps: frames a second: exact where frames come regularly, else their mean rate.
+        is_variable: whether they do not come regularly.
+        last_duration: seconds for which the last frame is shown.
+        tick: seconds; how finely the file states times.
+        is_cut: whether the file has more frames than these.
+        times: seconds from the first frame to each, strictly increasing.
+    """
+
+    fps: float
+    is_variable: bool
+    last_duration: float
+    tick: float
+    is_cut: bool
+    times: Float64[np.ndarray, " t"]
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return float(self.times[-1]) + self.last_duration
+
+    def num_at_rate(self, rate: float) -> int:
+        """Frames of the whole file at a rate, at least one."""
+        return max(1, int(np.ceil(self.duration * rate - 1e-6)))
+
+    def shown_at(self, seconds: Float64[np.ndarray, " n"], rate: float) -> Int64[np.ndarray, " n"]:
+        """Which frames are on display at some times of a clip at a rate, as in `VideoReader.at_rate`."""
+        # Stored times are rounded: a frame may be stated a tick later than it is meant.
+        slack = min(self.tick, 0.25 / rate) + 1e-9
+        index = np.searchsorted(self.times, seconds + slack, side="right") - 1
+        return np.clip(index, 0, len(self.times) - 1)
+
+
+def rate_without_repeats(times: FrameTimes, rate: float, num_frames: int) -> float:
+    """The rate nearest to `rate` at which a file with a steady rate gives a clip in which no frame is repeated.
+
+    It is lower than `rate` where the file has fewer frames a second, and higher where the file is too short.
+    """
+    span = float(times.times[-1])
+    needed = (num_frames - 1) / span if span > 0 else times.fps
+    return min(max(rate, needed), times.fps)
+
+
+def clip_frames(
+    times: FrameTimes, num_frames: int, rate: float, *, stride: int = 1, start: float = 0.0
+) -> Int64[np.ndarray, " n"]:
+    """The frames of a clip.
+
+    A file shorter than the clip is played back and forth.
+
+    Args:
+        times: when the frames of the file are shown.
+        num_frames: frames of the clip.
+        rate: frames a second of the clip, at a stride of 1.
+        stride: steps of 1 / rate from one frame of the clip to the next; less where the file is too short.
+        start: where the clip starts, in [0, 1): a place among all frames with which it can start.
+    """
+    available = times.num_at_rate(rate)
+    stride = min(stride, max(1, (available - 1) // max(1, num_frames - 1)))
+    steps = stride * np.arange(num_frames)
+    if steps[-1] >= available:
+        return times.shown_at(bounce(steps, available) / rate, rate)
+    latest = times.duration - steps[-1] / rate - 1e-6
+    num_starts = max(1, int(np.searchsorted(times.times, latest)))
+    return times.shown_at(times.times[int(start * num_starts)] + steps / rate, rate)
+
+
+def bounce(index: np.ndarray, length: int) -> np.ndarray:
+    """Indices beyond the end run backwards, and so on."""
+    period = max(1, 2 * (length - 1))
+    index = index % period
+    return np.where(index < length, index, period - index)
+
+
+def describe_rate(rate: float) -> str:
+    """A rate as text: 30, 29.97."""
+    return f"{rate:.5g}"
