@@ -12,15 +12,16 @@ from torch import Tensor
 WINDOW_BYTES = 2**24
 """Pixels of a window in uint8; a measure may hold some ten times as much in floats."""
 
-_LEAST_FRAMES = 8
+_LEAST_FRAMES = 3  # of usual frames, so that neighbours are not most of a window
 
 Piece = UInt8[Tensor, "_ _ _ 3"]
 """Some frames of a clip, `t h w 3`."""
 
 
 def window_length(height: int, width: int, *, multiple: int = 1) -> int:
-    """Frames of a size in pixels that are measured at once: `WINDOW_BYTES`, at least 8, a multiple of `multiple`."""
-    length = max(_LEAST_FRAMES, WINDOW_BYTES // (3 * height * width))
+    """Frames of a size in pixels that are measured at once: `WINDOW_BYTES` or a few, a multiple of `multiple`."""
+    frame = 3 * height * width
+    length = max(_LEAST_FRAMES if frame <= 2 * WINDOW_BYTES else 1, WINDOW_BYTES // frame)
     return -(-length // multiple) * multiple
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.files import check_input_file, check_output_file, write_safetensors
 from kinema.loading import one_line
+from kinema.video.source import MAX_PIXELS
 
 ValueRange = Literal["0,1", "-1,1"]
 """The range of floats that stand for black to white."""
@@ -129,6 +130,8 @@ def open_tensor(path: Path, *, value_range: ValueRange | None = None, layout: La
         )
     order = _find_layout(path, shape[num_batch_axes:], check_layout(metadata.get("layout"), "layout") or layout)
     t, h, w = (shape[num_batch_axes + _axis(order, name)] for name in "thw")
+    if h * w > MAX_PIXELS:
+        raise KinemaError(f"`clip` (={str(path)!r}, of {h}x{w} pixels) must have at most {MAX_PIXELS:,} pixels a frame")
     if kind == "uint8":
         return TensorFile(path, (t, h, w), order, None, num_batch_axes)
     if not kind.startswith(("float", "bfloat")):

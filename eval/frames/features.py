@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from kinema.eval.frames.pixels import Clip, to_levels
 
+_PIXELS_AT_ONCE = 2**24  # networks take frames of any size, as floats
+
 
 class FrameFeatures:
     """Feature vectors of frames.
@@ -37,7 +39,7 @@ class FrameFeatures:
             KinemaError: Values are out of range.
         """
         images = rearrange(to_levels(clip), "b c t h w -> (b t) c h w")
-        batches = images.split(self.batch_size)
+        batches = images.split(min(self.batch_size, max(1, _PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))))
         return torch.cat([self.network(batch.to(self.device)).float().cpu() for batch in batches])
 
 

@@ -24,6 +24,8 @@ from kinema.eval.networks.i3d import MIN_FRAMES, SIZE
 MOST_FRAMES = 1024
 """Frames of a clip where a protocol takes whole clips: about 5 GB in I3D. A `num_frames` that is set may be higher."""
 
+_PIXELS_AT_ONCE = 2**23  # whose frames are resized at once
+
 Position = Literal["first", "center", "random", "consecutive"]
 
 
@@ -219,6 +221,11 @@ class Protocol:
         Raises:
             KinemaError: A float is out of range or NaN.
         """
+        # Large frames one after the other: as floats a window of them would not fit into memory.
+        at_once = max(1, _PIXELS_AT_ONCE // (video.shape[0] * video.shape[3] * video.shape[4]))
+        return torch.cat([self._prepare(frames) for frames in video.split(at_once, dim=2)], dim=2)
+
+    def _prepare(self, video: UInt8[Tensor, "b 3 t h w"] | Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 3 t s s"]:
         if video.dtype == torch.uint8:
             levels = video.float()
         else:

@@ -13,6 +13,11 @@ FLOW_SIDE = 256
 """Pixels that the short side of a frame has at least when RAFT looks at it. RAFT works at an eighth of the size: things
 of 20 pixels that move in frames of 64 are not seen at all as they are, at twice the size sometimes, and well at 256."""
 
+MOST_PIXELS = 2048 * 1152
+"""Of a frame as RAFT sees it: it compares all places of an eighth of the size with each other, 7 GB here."""
+
+_AT_ONCE = 2**20  # pixels of the frames, as RAFT sees them, of which flows are computed together
+
 
 class EnlargedFlow(nn.Module):
     """A flow network that sees small frames enlarged, and gives flow in their own pixels.
@@ -34,12 +39,31 @@ class EnlargedFlow(nn.Module):
 
     @torch.no_grad()
     def forward(self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 2 h w"]:
-        """Flow (x, y) in pixels of `a` and `b`: what is at `p` in `a` is at `p + flow[p]` in `b`."""
+        """Flow (x, y) in pixels of `a` and `b`: what is at `p` in `a` is at `p + flow[p]` in `b`.
+
+        Raises:
+            KinemaError: Frames are too large, or too long and narrow: they would be when they are enlarged.
+        """
         height, width = a.shape[2:]
-        factor = self.side / min(height, width)
-        if factor <= 1:
-            return self.network(a, b)
+        factor = max(1.0, self.side / min(height, width))
         size = (round(height * factor), round(width * factor))
+        if size[0] * size[1] > MOST_PIXELS:
+            enlarged = f", enlarged to {size[0]}x{size[1]}," if factor > 1 else ""
+            raise KinemaError(
+                f"`clip` (of {height}x{width} pixels{enlarged}) must have at most {MOST_PIXELS:,} pixels for optical"
+                " flow: measure at a smaller `resolution`"
+            )
+        at_once = max(1, _AT_ONCE // (size[0] * size[1]))
+        if len(a) <= at_once:
+            return self._flow(a, b, size)
+        return torch.cat([self._flow(x, y, size) for x, y in zip(a.split(at_once), b.split(at_once), strict=True)])
+
+    def _flow(
+        self, a: Float[Tensor, "n 3 h w"], b: Float[Tensor, "n 3 h w"], size: tuple[int, int]
+    ) -> Float[Tensor, "n 2 h w"]:
+        height, width = a.shape[2:]
+        if size == (height, width):
+            return self.network(a, b)
         large = (interpolate(x, size, mode="bilinear", align_corners=False) for x in (a, b))
         flow = interpolate(self.network(*large).float(), (height, width), mode="bilinear", antialias=True)
         return flow * flow.new_tensor([width / size[1], height / size[0]])[:, None, None]

@@ -59,7 +59,9 @@ class CLIPEncoder:
             images: RGB of any one size; the model's own preprocessing resizes, crops and normalises them.
         """
         vectors = []
-        for batch in images.cpu().split(self.batch_size):
+        # The preprocessing makes floats of frames before it makes them small.
+        at_once = min(self.batch_size, max(1, 2**24 // (images.shape[2] * images.shape[3])))
+        for batch in images.cpu().split(at_once):
             pixels = self.processor(images=list(batch), return_tensors="pt")["pixel_values"]
             vectors.append(_pooled(self.model.get_image_features(pixel_values=pixels.to(self.device))).float().cpu())
         return normalize(torch.cat(vectors), dim=-1)

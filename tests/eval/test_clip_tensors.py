@@ -235,6 +235,13 @@ def test_damaged_files_are_named(tmp_path: Path):
             assert reason is None or str(path) in reason
 
 
+def test_frames_larger_than_any_video_s_are_refused(tmp_path: Path):
+    np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.uint8, shape=(1, 20_000, 20_000, 3))
+    reason = reason_of(tmp_path / "a.npy")
+    assert reason is not None
+    assert "(='" + str(tmp_path / "a.npy") + "', of 20000x20000 pixels) must have at most 89,478,485 pixels" in reason
+
+
 def reason_of(path: Path) -> str | None:
     """Why a file cannot be read; None where it can. Any other error than kinema's own is one of the test."""
     try:

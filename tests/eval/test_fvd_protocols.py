@@ -131,3 +131,13 @@ def test_changes_are_told():
 def test_settings_out_of_range(values, message):
     with pytest.raises(KinemaError, match=message):
         PROTOCOLS["styleganv"].changed(**values)
+
+
+def test_large_frames_are_prepared_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
+    video = torch.randint(0, 256, (2, 3, 9, 20, 30), dtype=torch.uint8)
+    protocol = PROTOCOLS["cd-fvd"].changed(resolution=16)
+    whole = protocol.prepare(video)
+    monkeypatch.setattr("kinema.eval.fvd.protocols._PIXELS_AT_ONCE", 2 * 2 * 20 * 30)
+    assert torch.equal(protocol.prepare(video), whole)
+    monkeypatch.setattr("kinema.eval.fvd.protocols._PIXELS_AT_ONCE", 1)
+    assert torch.equal(protocol.prepare(video), whole)

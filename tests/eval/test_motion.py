@@ -168,6 +168,34 @@ def test_small_frames_are_enlarged_and_their_flow_is_in_their_own_pixels():
         EnlargedFlow(network, side=0)
 
 
+def test_frames_that_are_too_large_for_flow_are_refused(monkeypatch: pytest.MonkeyPatch):
+    flow = EnlargedFlow(Halves())
+    for shape in ((1, 2000), (20000, 20000), (256, 10_000)):
+        frame = torch.zeros(1, 3, 1, 1).expand(1, 3, *shape)
+        with pytest.raises(KinemaError, match=r"must have at most 2,359,296 pixels for optical flow"):
+            flow(frame, frame)
+
+
+def test_flow_does_not_depend_on_how_many_frames_go_through_at_once(monkeypatch: pytest.MonkeyPatch):
+    network = Halves()
+    a, b = torch.rand(7, 3, 8, 12) * 2 - 1, torch.rand(7, 3, 8, 12) * 2 - 1
+    whole = EnlargedFlow(network, 16)(a, b)
+    assert network.calls == 1
+    monkeypatch.setattr("kinema.eval.motion.flow._AT_ONCE", 2 * 16 * 24)
+    torch.testing.assert_close(EnlargedFlow(network, 16)(a, b), whole)
+    assert network.calls == 1 + 4
+
+
+class Halves(nn.Module):
+    """In place of RAFT."""
+
+    calls = 0
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        self.calls += 1
+        return (a + b)[:, :2] / 2
+
+
 def test_fps_must_be_above_zero():
     for fps in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(KinemaError, match=r"`fps` .* must be above 0"):
