@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-WINDOW_BYTES = 2**24
+WINDOW_BYTES = 2**23
 """Pixels of a window in uint8; a measure may hold some ten times as much in floats."""
 
 _LEAST_FRAMES = 3  # of usual frames, so that neighbours are not most of a window
@@ -21,7 +21,7 @@ Piece = UInt8[Tensor, "_ _ _ 3"]
 def window_length(height: int, width: int, *, multiple: int = 1) -> int:
     """Frames of a size in pixels that are measured at once: `WINDOW_BYTES` or a few, a multiple of `multiple`."""
     frame = 3 * height * width
-    length = max(_LEAST_FRAMES if frame <= 2 * WINDOW_BYTES else 1, WINDOW_BYTES // frame)
+    length = max(_LEAST_FRAMES if frame <= 4 * WINDOW_BYTES else 1, WINDOW_BYTES // frame)
     return -(-length // multiple) * multiple
 
 

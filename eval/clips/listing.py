@@ -11,7 +11,7 @@ from kinema.files import counting_order, displayed, walk_folders
 from kinema.training.data.listing import VIDEO_SUFFIXES
 
 TENSOR_SUFFIXES = (".npy", ".safetensors")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CLIP_SUFFIXES = (*VIDEO_SUFFIXES, *TENSOR_SUFFIXES, *IMAGE_SUFFIXES)
 
 _NAMED = 3  # names in an error before "and so many more"

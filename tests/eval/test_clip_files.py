@@ -176,6 +176,14 @@ def test_a_folder_of_pictures_alone_is_one_clip(tmp_path: Path):
     assert torch.equal(read_clip(clip), FRAMES)
 
 
+@pytest.mark.parametrize("suffix", [".PNG", ".webp", ".bmp", ".tif"])
+def test_pictures_of_any_lossless_kind(tmp_path: Path, suffix: str):
+    for index, frame in enumerate(FRAMES):
+        Image.fromarray(frame.numpy()).save(tmp_path / f"{index}{suffix}", lossless=True)
+    (clip,) = list_clips(tmp_path)
+    assert torch.equal(read_clip(clip), FRAMES)
+
+
 def test_folders_that_are_refused(tmp_path: Path):
     with pytest.raises(KinemaError, match=r"`real` .* must be a folder of clips"):
         list_clips(tmp_path / "none", argument="real")

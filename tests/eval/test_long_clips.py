@@ -301,7 +301,7 @@ def test_a_tokenizer_without_streams_needs_chunks(files: dict[str, ClipFile]):
 @pytest.mark.parametrize(
     ("line", "megabytes"),
     [
-        ("compare long long --metrics psnr ssim flicker", 400),
+        ("compare long long --metrics psnr ssim flicker", 800),
         ("fvd long long --metrics --protocol styleganv", 400),
         ("reconstruction --data long --tokenizer tokenizer --metrics psnr", 600),
         ("generation --clips long --prompts prompts.txt --metrics temporal_flickering", 400),
