@@ -15,7 +15,7 @@ from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.interface import VideoTokenizer
 from kinema.video import to_float, to_uint8
 
-_STREAMED_BYTES = 2**25  # a few windows: as floats, and what a network holds of them, a larger clip would take over 1 GB
+_STREAMED_BYTES = 2**25  # as floats, and as what a network makes of them, a larger clip would take over 1 GB
 
 
 def check_length(clip: "Frames | LongReconstruction") -> None:
