@@ -217,6 +217,14 @@ def test_first_of_several_pictures(kind: str, tmp_path: Path):
         assert levels(tmp_path / "x", data) == [[255, 0, 0]] * 4
 
 
+@pytest.mark.parametrize("transparent", [False, True])
+def test_what_the_first_frame_of_a_gif_leaves_open_is_white(transparent: bool, tmp_path: Path):
+    screen = b"GIF89a" + struct.pack("<HH", 3, 1) + b"\x80\1\0" + bytes([255, 0, 0, 0, 0, 255])  # red, blue
+    control = b"!\xf9\4" + bytes([transparent, 0, 0, 1]) + b"\0"
+    pixel = b"," + struct.pack("<HHHH", 1, 0, 1, 1) + b"\0" + b"\2\2\x44\1\0;"  # LZW: clear, 0, end
+    assert levels(tmp_path / "x.gif", screen + control + pixel) == [WHITE, [255, 0, 0], WHITE]
+
+
 def test_frame_that_a_pil_image_stands_at_is_taken():
     first, second = (Image.new("RGB", (2, 2), color) for color in ("red", "blue"))
     with Image.open(io.BytesIO(saved(first, "GIF", save_all=True, append_images=[second]))) as image:

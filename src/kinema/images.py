@@ -117,9 +117,12 @@ def _displayed(image: Image.Image, argument: str) -> tuple[Image.Image, Image.Im
     try:
         with _without_warnings():
             _correct_transparent_color(image)
+            covered = _covered_part(image)
             image.load()
             picture = _in_eight_bits(_upright(image), image, argument)
             color, alpha = _split_alpha(picture)
+            if covered is not None:
+                alpha = _only_within(covered, alpha, color.size)
             profile = image.info.get("icc_profile")
             if profile and picture.mode != "LAB":  # which needs none, and is sRGB by now
                 color = _with_profile(color, profile, notes)
@@ -171,6 +174,20 @@ def _correct_transparent_color(image: Image.Image) -> None:
         image.info["transparency"] = color * (85 if raw_mode == "L;2" else 17)
     elif raw_mode == "RGB;16B":
         image.info["transparency"] = tuple(level >> 8 for level in color)
+
+
+def _covered_part(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The box that the first frame of a GIF file fills, where that is not all of it; the rest is transparent."""
+    tiles: Any = getattr(image, "tile", None)
+    if image.format != "GIF" or not tiles or image.tell() != 0:
+        return None
+    return None if tiles[0][1] == (0, 0, *image.size) else tiles[0][1]
+
+
+def _only_within(box: tuple[int, int, int, int], alpha: Image.Image | None, size: tuple[int, int]) -> Image.Image:
+    within = Image.new("L", size, 0)
+    within.paste(255 if alpha is None else alpha.crop(box), box)
+    return within
 
 
 def _upright(image: Image.Image) -> Image.Image:

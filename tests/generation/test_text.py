@@ -5,6 +5,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from kinema.errors import KinemaError
+from kinema.generation.prompts import PromptWarning, warn_of_prompts
 from kinema.generation.text import (
     TextFeatures,
     TransformersTextEncoder,
@@ -73,6 +74,18 @@ def test_something_is_offered_for_a_far_word(tokenizer):
 
 def test_known_prompt_has_nothing_unknown(tokenizer):
     assert unknown_words(tokenizer, "The red CAR drives left, in the snow.") == {}
+
+
+def test_prompt_of_a_text_encoder_without_effect_is_said(tokenizer):
+    with pytest.warns(
+        PromptWarning, match="`prompt` \\(='zebra'\\) has no word that the model knows, and so no effect$"
+    ):
+        warn_of_prompts(tokenizer, ["zebra", "a zebra"], 8, is_word_tokenizer=False)
+
+
+def test_word_beyond_the_longest_prompt_has_no_effect(tokenizer):
+    with pytest.warns(PromptWarning, match="no effect"), pytest.warns(PromptWarning, match="is cut to the model's 3"):
+        warn_of_prompts(tokenizer, ["zebra zebra car"], 3, is_word_tokenizer=True)
 
 
 def ids(*rows):
