@@ -5,6 +5,7 @@ Shapes: `h w c` in uint8. What becomes of each kind of picture is in docs/pictur
 
 import functools
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -149,10 +150,16 @@ def levels_of_16_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, ".
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow warns of large pictures, which have a limit here, and of damaged metadata, which nobody asked for."""
+    """Pillow warns and logs about large pictures, which have a limit here, and about damage, which becomes an error."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _warn(message: str) -> None:
