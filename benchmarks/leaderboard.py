@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kinema.apps.loading import load_pipeline, pick_device
 from kinema.errors import KinemaError
+from kinema.eval.clips.reading import Frames
 from kinema.eval.fvd import FrechetVideoDistance
 from kinema.eval.generation import evaluate_generation
 from kinema.eval.reconstruction import evaluate_reconstruction
@@ -149,7 +150,8 @@ def _measure_generator(name: str, model: str | None, arguments: argparse.Namespa
         for index, spec in enumerate(specs):
             yield f"{index:04d}", to_uint8(world.render([spec]).video[0])
 
-    def count(clip: str, video: Tensor, _: str) -> None:
+    def count(clip: str, video: Frames, _: str) -> None:
+        assert isinstance(video, Tensor)  # `generated` has them in memory
         distance.update(video.permute(3, 0, 1, 2)[None], real=False, names=[clip])
 
     report = evaluate_generation(
