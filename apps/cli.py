@@ -5,6 +5,7 @@ Nothing here imports torch: `kinema --help` and `kinema COMMAND --help` answer a
 
 import argparse
 import importlib
+import io
 import logging
 import re
 import sys
@@ -72,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, as of `report`.
     """
     share_cores()
+    for stream in (sys.stdout, sys.stderr):  # where they take no more than ASCII, the rest is escaped, no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     return report(lambda: _run(argv))
 
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from kinema.errors import KinemaError
 from kinema.eval.clips.listing import ClipFile
 from kinema.video import VideoReader
 
@@ -49,7 +48,7 @@ def first_fps(clips: Iterable[ClipFile], default: float = 24.0) -> float:
     for clip in clips:
         try:
             return read_fps(clip, default)
-        except (KinemaError, OSError):
+        except Exception:  # reported where the clip is read
             continue
     return default
 

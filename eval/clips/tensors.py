@@ -42,17 +42,21 @@ class UndecidedClip(KinemaError):
 
 
 def check_value_range(text: str | None, name: str = "value_range") -> ValueRange | None:
-    """The range that a text states, `0,1` or `-1,1`; spaces and brackets around it do not count.
+    """The range that a text states, `0,1` or `-1,1`, also as `[0.0, 1.0]`.
 
     Raises:
         KinemaError: It states another one.
     """
     if text is None:
         return None
-    plain = text.strip().strip("[]()").replace(" ", "")
-    if plain not in VALUE_RANGES:
-        raise KinemaError(f"`{name}` (={text!r}) must be 0,1 or -1,1")
-    return cast("ValueRange", plain)
+    try:
+        found = tuple(float(end) for end in text.strip().strip("[]()").split(","))
+    except ValueError:
+        found = ()
+    for stated in VALUE_RANGES:
+        if found == tuple(map(float, stated.split(","))):
+            return stated
+    raise KinemaError(f"`{name}` (={text!r}) must be 0,1 or -1,1")
 
 
 def check_layout(text: str | None, name: str = "layout") -> Layout | None:

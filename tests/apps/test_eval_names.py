@@ -1,5 +1,6 @@
 """`kinema eval` with names of files that no one would choose: right results, whole files, a terminal left alone."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_a_folder_and_results_of_strange_names(folder: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert error.endswith("\n")
     assert all(line.isprintable() for line in error.splitlines())
+
+
+def test_a_terminal_that_takes_ascii_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    line = "eval compare real fake --metrics psnr --max-unreadable 0.2"
+    assert main(line.split()) == 0
+    out.flush()
+    written = out.buffer.getvalue().decode("ascii")  # pyright: ignore[reportAttributeAccessIssue]
+    assert "PSNR" in written
+    assert r"\u2013" in written
 
 
 def test_prompts_meet_clips_in_counting_order(folder: Path):

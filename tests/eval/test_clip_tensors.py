@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 from kinema.apps.cli import main
 from kinema.errors import KinemaError
-from kinema.eval.clips import ClipFile, ReadableClips, UndecidedClip, list_clips, read_clip, write_clip
+from kinema.eval.clips import (
+    ClipFile,
+    ReadableClips,
+    UndecidedClip,
+    check_value_range,
+    list_clips,
+    read_clip,
+    write_clip,
+)
 from kinema.video import to_uint8, write_video
 
 LEVELS = torch.arange(5 * 8 * 16 * 3).reshape(5, 8, 16, 3).mul(7).remainder(256).to(torch.uint8)
@@ -72,6 +80,17 @@ def test_one_negative_value_anywhere_decides(tmp_path: Path):
     assert frames.min() >= 127  # as values of [-1, 1]
     with pytest.raises(KinemaError, match=r"in \[-0\.01, 1\]\) must be in \[0, 1\], as was stated"):
         read_clip(saved(values, tmp_path), value_range="0,1")
+
+
+@pytest.mark.parametrize("text", ["0,1", " 0, 1 ", "[0.0, 1.0]", "(0,1)", "-1,1", "[-1.0,1.]"])
+def test_ranges_as_people_write_them(text: str):
+    assert check_value_range(text) == ("-1,1" if "-" in text else "0,1")
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,0", "0,1,2", "0,255", "-1,0", "nan,1", "a,b", "0;1"])
+def test_other_ranges(text: str):
+    with pytest.raises(KinemaError, match="must be 0,1 or -1,1"):
+        check_value_range(text)
 
 
 def test_the_file_says_more_than_the_flag(tmp_path: Path):
