@@ -3,6 +3,8 @@
 The settings that presets train with are in `presets.py`.
 """
 
+import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -102,9 +104,13 @@ class TrainingConfig:
     """Checkpoints kept besides the best one."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         for name in ("batch_size", "num_steps", "log_every", "eval_every", "sample_every", "save_every", "keep_last"):
             _require(self, name, getattr(self, name) >= 1, "be at least 1")
         _require(self, "max_skipped_steps", self.max_skipped_steps >= 1, "be at least 1")
+        _require(self, "seed", abs(self.seed) < 2**63, "be in (-2^63, 2^63)")
+        for name in ("data", "validation"):
+            _require(self, name, all(getattr(self, name)), "have no empty entry")
         for name in ("warmup_steps", "num_workers", "weight_decay"):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")
         _require(self, "learning_rate", self.learning_rate > 0, "be above 0")
@@ -279,7 +285,7 @@ class TokenizerTrainingConfig(TrainingConfig):
         for name in ("adversarial_start", "discriminator_lead"):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")
         _require(self, "discriminator_learning_rate", self.discriminator_learning_rate > 0, "be above 0")
-        _require(self, "frame_rates", all(rate > 0 for rate in self.frame_rates), "be above 0")
+        _require(self, "frame_rates", all(map(_is_rate, self.frame_rates)), "be >= 0.001 and <= 1000")
         _require(self, "lpips_frames", self.lpips_frames is None or self.lpips_frames >= 1, "be at least 1")
         _require(
             self,
@@ -358,8 +364,11 @@ class DiffusionTrainingConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_shape(self.shape)
-        for name in ("num_clips", "validation_clips"):
+        _require(self, "fps", self.fps is None or _is_rate(self.fps), "be >= 0.001 and <= 1000")
+        for name in ("num_clips", "validation_clips", "num_samples"):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")
+        for name in ("cache_short_side", "max_stride", "max_zoom_out", "text_max_length", "sample_steps"):
+            _require(self, name, getattr(self, name) >= 1, "be at least 1")
         for name in ("uniform_fraction", "image_probability", "image_noise", "text_drop"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
         _require(self, "shift", self.shift is None or self.shift > 0, "be above 0")
@@ -373,7 +382,7 @@ def parse_shape(text: str, argument: str = "shape") -> tuple[int, int, int]:
         KinemaError: the text is not of this form.
     """
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch(r"[1-9][0-9]{0,4}", part) for part in parts):
         raise KinemaError(f"`{argument}` (={text}) must be FRAMESxHEIGHTxWIDTH, for example 17x64x64")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
@@ -381,3 +390,16 @@ def parse_shape(text: str, argument: str = "shape") -> tuple[int, int, int]:
 def _require(config: Any, name: str, holds: bool, constraint: str) -> None:
     if not holds:
         raise KinemaError(f"`{name}` (={getattr(config, name)}) must {constraint}")
+
+
+def _require_finite(config: Any) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
+        if field.name != "max_grad_norm":  # infinity: gradients stay as they are
+            _require(config, field.name, all(map(math.isfinite, numbers)), "be finite")
+
+
+def _is_rate(fps: float) -> bool:
+    """Whether clips can have so many frames a second."""
+    return 0.001 <= fps <= 1000

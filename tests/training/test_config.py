@@ -77,6 +77,11 @@ def test_a_setting_without_what_it_acts_on_fails(name, value, needed, there):
         ("shape_weights", (1.0, 2.0)),
         ("shape_weights", (0.0,)),
         ("frame_rates", (3.0, 0.0)),
+        ("frame_rates", (3.0, 2000.0)),
+        ("max_zoom_out", float("inf")),
+        ("data", ("clips", "")),
+        ("validation", ("",)),
+        ("data_weights", (float("inf"),)),
         ("adversarial_weight", -1.0),
         ("adversarial_start", -1),
         ("discriminator_levels", 0),
@@ -113,12 +118,37 @@ def test_diffusion_shares_lie_between_0_and_1():
         DiffusionTrainingConfig(preset="tiny", text_drop=1.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("fps", fps) for fps in (0.0, -1.0, 0.0001, 1001.0, float("nan"), float("inf"))),
+        ("max_stride", 0),
+        ("max_zoom_out", 0.5),
+        ("cache_short_side", 0),
+        ("num_samples", -1),
+        ("sample_steps", 0),
+        ("guidance_scale", float("nan")),
+        ("seed", 2**64),
+    ],
+)
+def test_diffusion_value_outside_its_range_fails(name, value):
+    with pytest.raises(KinemaError, match=f"`{name}`"):
+        DiffusionTrainingConfig(preset="tiny", **{name: value})
+
+
+def test_gradients_may_stay_as_they_are():
+    assert DiffusionTrainingConfig(preset="tiny", max_grad_norm=float("inf"), fps=29.97).fps == 29.97
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(TOKENIZER_PRESETS["kl-4x8x8-c16"], "seed", 3)  # noqa: B010
 
 
-@pytest.mark.parametrize("text", ["17x64", "17x64x0", "axbxc", "17x64x64x3", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["17x64", "17x64x0", "axbxc", "17x64x64x3", "", "17x64x\N{SUPERSCRIPT TWO}", "17x64x" + "9" * 5000, "17x64x-1"],
+)
 def test_shapes_are_checked(text):
     with pytest.raises(KinemaError, match="FRAMESxHEIGHTxWIDTH"):
         parse_shape(text)

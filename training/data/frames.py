@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from kinema.errors import KinemaError
@@ -97,7 +98,7 @@ def _load(target: Path) -> CachedFrames | None:
     try:
         values = json.loads(target.with_suffix(".json").read_bytes())
         times = FrameTimes(**values | {"times": np.array(values["times"], dtype=np.float64)})
-        array = np.load(target, mmap_mode="r")
+        array = open_memmap(target, mode="r")  # not `np.load`, which would also take archives
     except Exception:  # whatever a damaged file leads to
         return None
     t, *size = array.shape
