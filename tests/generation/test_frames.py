@@ -55,7 +55,6 @@ def on_white(color, alpha):
         PIL.Image.fromarray(GRAY),
         PIL.Image.fromarray(GRAY.astype(np.uint16) * 257),
     ],
-    ids=str,
 )
 def test_gray_images_agree(image):
     expected = torch.from_numpy(GRAY / 255).float().expand(3, -1, -1)[None, :, None] * 2 - 1
@@ -108,7 +107,6 @@ def test_black_and_white_images():
         ([[1, 2], [3, 4]], "a list"),
         ("picture.png", "a str"),
     ],
-    ids=str,
 )
 def test_wrong_images_are_refused(image, message):
     with pytest.raises(KinemaError, match=f"`image` \\(.*{message}|`image` must have.*{message}"):
