@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,9 @@ def set_attention(
 
 def _default_steps(pipeline: Any) -> int | None:
     """Sampling steps that a pipeline makes where none are asked for."""
+    own = pipeline.config.get("sample_steps")
+    if own is not None:
+        return own
     steps = inspect.signature(type(pipeline).__call__).parameters.get("num_inference_steps")
     return steps.default if steps is not None and isinstance(steps.default, int) else None
 
@@ -112,6 +116,20 @@ def _default_steps(pipeline: Any) -> int | None:
 def frames_per_second(pipeline: Any) -> float:
     """Frames a second at which a pipeline's clips are meant to be shown."""
     return float(pipeline.config.get("sample_fps") or DEFAULT_FPS)
+
+
+def check_options(pipeline: Any, names: Iterable[str]) -> None:
+    """Check that the call of a pipeline takes arguments of these names.
+
+    Raises:
+        KinemaError: It takes no such argument.
+    """
+    call = inspect.signature(type(pipeline).__call__).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in call.values()):
+        return  # it decides itself
+    for name in names:
+        if name not in call:
+            raise KinemaError(f"`{name}` must be left out: a {type(pipeline).__name__} takes none")
 
 
 def image_argument(pipeline: Any, image: Any) -> dict[str, Any]:

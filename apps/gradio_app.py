@@ -1,6 +1,5 @@
 """A small page: prompt, or picture and prompt, to clip."""
 
-import inspect
 import itertools
 import os
 import shutil
@@ -16,6 +15,7 @@ import gradio as gr
 from kinema.apps.any_pipeline import frames_per_second
 from kinema.apps.commands.generate import generate_clip
 from kinema.errors import KinemaError
+from kinema.generation.guidance import sampler_settings
 from kinema.images import read_image
 from kinema.video import write_video
 
@@ -26,12 +26,6 @@ EXAMPLES = (
     "a sunflower grows in a meadow",
     "a blue whale shrinks over the sea",
 )
-
-
-def call_defaults(pipeline: Any) -> dict[str, Any]:
-    """The default values of the arguments of a pipeline's call."""
-    parameters = inspect.signature(pipeline.__call__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def vocabulary_hint(words: Sequence[str] | None) -> str:
@@ -140,7 +134,7 @@ def build_app(pipeline: Any) -> gr.Blocks:
     Args:
         pipeline: A `KinemaPipeline`.
     """
-    defaults = call_defaults(pipeline)
+    defaults = sampler_settings(pipeline.config)
     make_clip = ClipMaker(pipeline)
     with gr.Blocks(title="kinema", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# kinema\nA clip from a prompt, or from a picture and a prompt.")
@@ -150,8 +144,8 @@ def build_app(pipeline: Any) -> gr.Blocks:
                 image = picture_field("First frame (optional)")
                 with gr.Accordion("Settings", open=False):
                     seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
-                    steps = gr.Slider(1, 100, value=defaults["num_inference_steps"], step=1, label="Steps")
-                    scale = gr.Slider(0, 15, value=defaults["guidance_scale"], step=0.5, label="Guidance scale")
+                    steps = gr.Slider(1, 100, value=defaults.num_inference_steps, step=1, label="Steps")
+                    scale = gr.Slider(0, 15, value=defaults.guidance_scale, step=0.5, label="Guidance scale")
                     length = gr.Slider(1, 65, value=pipeline.config["sample_size"][0], step=4, label="Frames")
                 button = gr.Button("Make the clip", variant="primary")
             clip = gr.Video(label="Clip", autoplay=True, loop=True, interactive=False)

@@ -1,6 +1,5 @@
 """From prompts, and perhaps an image, to clips."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +24,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
+from kinema.generation.guidance import sampler_settings
 from kinema.generation.loading import check_parts, check_pipeline_folder
 from kinema.generation.prompts import PromptWarning, prompt_list, warn_of_prompts
 from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder
@@ -65,6 +65,9 @@ class KinemaPipeline(DiffusionPipeline):
         text_encoder: a frozen text encoder of transformers; None: the transformer takes word ids.
         sample_size: default number of frames, height, width; those of the training.
         sample_fps: frames a second at which the clips are meant to be shown.
+        sample_steps: default number of sampling steps. A model has its best settings in its folder.
+        sample_guidance_scale: default scale of guidance.
+        sample_guidance_interval: default noise levels between which guidance is applied.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -80,6 +83,9 @@ class KinemaPipeline(DiffusionPipeline):
         text_encoder: PreTrainedModel | None = None,
         sample_size: tuple[int, int, int] | list[int] = (17, 64, 64),
         sample_fps: float = 8.0,
+        sample_steps: int = 30,
+        sample_guidance_scale: float = 6.0,
+        sample_guidance_interval: tuple[float, float] | list[float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
         if not vae.has_grid:
@@ -87,7 +93,11 @@ class KinemaPipeline(DiffusionPipeline):
         self.register_modules(
             transformer=transformer, vae=vae, tokenizer=tokenizer, scheduler=scheduler, text_encoder=text_encoder
         )
-        self.register_to_config(sample_size=tuple(sample_size), sample_fps=sample_fps)
+        self.register_to_config(
+            sample_size=tuple(sample_size), sample_fps=sample_fps, sample_steps=sample_steps,
+            sample_guidance_scale=sample_guidance_scale, sample_guidance_interval=tuple(sample_guidance_interval),
+        )  # fmt: skip
+        sampler_settings(self.config)  # checks them
         self._interrupt = False
         self.set_progress_bar_config(disable=None)  # None: on a terminal only
 
@@ -127,7 +137,7 @@ class KinemaPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        return self._guidance_scale
+        return self._settings.guidance_scale
 
     @property
     def interrupt(self) -> bool:
@@ -146,8 +156,8 @@ class KinemaPipeline(DiffusionPipeline):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 6.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         negative_prompt: str | Sequence[str] | TextFeatures | None = None,
         num_videos_per_prompt: int = 1,
         generator: Generators = None,
@@ -156,6 +166,7 @@ class KinemaPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        guidance_interval: Sequence[float] | None = None,
     ) -> KinemaPipelineOutput | tuple[Any]:
         """Makes a clip for each prompt.
 
@@ -168,9 +179,9 @@ class KinemaPipeline(DiffusionPipeline):
                 pipeline's `sample_size`.
             height: of the frames, likewise.
             width: of the frames, likewise.
-            num_inference_steps: steps of the sampler.
-            guidance_scale: classifier-free guidance (arXiv:2207.12598, eq. 6): velocity = negative + scale ·
-                (positive - negative); at 1 or below the negative prompt is not used.
+            num_inference_steps: steps of the sampler. None: the model's own number, `sample_steps`.
+            guidance_scale: how strictly the prompt is followed, see `SamplerSettings`; at 1 or below the negative
+                prompt is not used. None: the model's own, `sample_guidance_scale`.
             negative_prompt: what to steer away from; None: the empty prompt.
             num_videos_per_prompt: clips for each prompt; they follow each other in the output.
             generator: source of the noise; a list has one for each clip, which makes each clip independent of the
@@ -181,6 +192,8 @@ class KinemaPipeline(DiffusionPipeline):
             return_dict: whether to wrap the result.
             callback_on_step_end: called as (pipeline, step, timestep, tensors), returns tensors to replace.
             callback_on_step_end_tensor_inputs: names of the tensors that it gets.
+            guidance_interval: noise levels (lowest, highest) in [0, 1] between which guidance is applied, see
+                `SamplerSettings`. None: the model's own, `sample_guidance_interval`.
 
         Returns:
             `.frames`, or a tuple of them.
@@ -193,18 +206,17 @@ class KinemaPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check(
-            num_inference_steps, num_videos_per_prompt, guidance_scale, output_type, callback_on_step_end_tensor_inputs
-        )
+        settings = sampler_settings(self.config, num_inference_steps, guidance_scale, guidance_interval)
+        self._check(num_videos_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         size = self._frame_size(num_frames, height, width)
-        self._guidance_scale, self._interrupt = guidance_scale, False
+        self._settings, self._interrupt = settings, False
 
         text, negative = self._encode_prompts(prompt, negative_prompt, num_videos_per_prompt)
         first_frames = images_for_prompts(image, len(text) // num_videos_per_prompt, *size[1:])
         noise = self._prepare_noise(len(text), size, generator, latents)
         conditioning = self._prepare_conditioning(first_frames, num_videos_per_prompt, noise)
         clean = self._denoise(
-            noise, conditioning, text, negative, num_inference_steps, callback_on_step_end,
+            noise, conditioning, text, negative, callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )  # fmt: skip
         frames = clean if output_type == "latent" else convert_video(self._decode(clean, size), output_type)
@@ -218,21 +230,25 @@ class KinemaPipeline(DiffusionPipeline):
         conditioning: Conditioning,
         text: TextFeatures,
         negative: TextFeatures,
-        num_steps: int,
         callback: StepCallback | None,
         callback_tensors: Sequence[str],
     ) -> Float[Tensor, "b z t h w"]:
         """Follows the velocity from noise to clean latents; what is given stays in place."""
+        num_steps = self._settings.num_inference_steps
         # Evenly spaced before the scheduler shifts them; its own default would apply the shift to the last one twice.
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist(), device=latents.device)
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(self.scheduler.timesteps)
+        # Of all steps at once: a device is waited for one time.
+        is_guided = [self._settings.guides(noise_level) for noise_level in self.scheduler.sigmas.tolist()]
         latents = conditioning.impose(latents)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:  # pyright: ignore
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
-                velocity = self._predict_velocity(latents, timestep, step, conditioning, text, negative)
+                velocity = self._predict_velocity(
+                    latents, timestep, step, conditioning, text, negative if is_guided[step] else None
+                )
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 latents = conditioning.impose(latents)
                 if callback is not None:
@@ -253,9 +269,9 @@ class KinemaPipeline(DiffusionPipeline):
         step: int,
         conditioning: Conditioning,
         text: TextFeatures,
-        negative: TextFeatures,
+        negative: TextFeatures | None,
     ) -> Float[Tensor, "b z t h w"]:
-        """Velocity for the prompt, guided away from the negative one."""
+        """Velocity for the prompt, guided away from the negative one if there is one."""
         t = (timestep / TIMESTEP_SCALE).expand(len(latents))
         inputs = {
             "hidden_states": latents.to(self.transformer.dtype),
@@ -268,7 +284,7 @@ class KinemaPipeline(DiffusionPipeline):
             velocity = self.transformer(**inputs, encoder_hidden_states=text.values, encoder_attention_mask=text.mask)[
                 0
             ].float()
-        if self.guidance_scale > 1:
+        if negative is not None:
             with self.transformer.cache_context("uncond"):
                 away = self.transformer(
                     **inputs, encoder_hidden_states=negative.values, encoder_attention_mask=negative.mask
@@ -379,19 +395,9 @@ class KinemaPipeline(DiffusionPipeline):
         video = self.vae.decode(self.vae.denormalize(clean)).sample
         return video[:, :, : size[0], : size[1], : size[2]]
 
-    def _check(
-        self,
-        num_inference_steps: int,
-        num_videos: int,
-        guidance_scale: float,
-        output_type: str,
-        callback_tensors: Sequence[str],
-    ) -> None:
-        for name, value in (("num_inference_steps", num_inference_steps), ("num_videos_per_prompt", num_videos)):
-            if value < 1:
-                raise KinemaError(f"`{name}` (={value}) must be at least 1")
-        if not math.isfinite(guidance_scale):
-            raise KinemaError(f"`guidance_scale` (={guidance_scale}) must be a finite number")
+    def _check(self, num_videos: int, output_type: str, callback_tensors: Sequence[str]) -> None:
+        if num_videos < 1:
+            raise KinemaError(f"`num_videos_per_prompt` (={num_videos}) must be at least 1")
         if output_type not in OUTPUT_TYPES:
             raise KinemaError(f"`output_type` (={output_type!r}) must be one of {', '.join(OUTPUT_TYPES)}")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]

@@ -27,7 +27,7 @@ from kinema.apps.commands.eval_options import (
     check_outputs,
     check_weights,
 )
-from kinema.apps.commands.generate import check_numbers, given_options, read_prompts
+from kinema.apps.commands.generate import add_call_arguments, check_numbers, given_options, read_prompts
 from kinema.errors import KinemaError
 from kinema.files import check_other_file, check_output_file
 
@@ -78,11 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fvd", metavar="PROTOCOL", help="also FVD under this protocol, against --reference")
     add_option(parser, "--weights", help="I3D weights for FVD; else those of `kinema weights`")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
-    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
-    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="else the model's own")
+    add_call_arguments(parser)
     add_option(parser, "--seed")
     parser.add_argument(
         "--fps",

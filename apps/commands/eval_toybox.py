@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="store_true", help="give the first frame, too")
     parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
     parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="else the model's own")
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels in [0, 1] between which guidance is applied; else the model's own",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at once (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -43,5 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from kinema.eval.toybox import entry
 
-    settings = entry.Settings(**{field.name: getattr(arguments, field.name) for field in fields(entry.Settings)})
+    values = {field.name: getattr(arguments, field.name) for field in fields(entry.Settings)}
+    if arguments.guidance_interval is not None:
+        values["guidance_interval"] = tuple(arguments.guidance_interval)
+    settings = entry.Settings(**values)
     print(entry.run(settings).table())

@@ -52,17 +52,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dense-steps", metavar="N[,M]", help="first (and last) sampling steps that stay dense (0)")
     parser.add_argument("--dense-layers", type=int, metavar="N", help="first blocks that stay dense (0)")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
-    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps (30); more are slower and finer")
-    parser.add_argument("--guidance-scale", type=float, metavar="SCALE", help="how strictly the prompt is followed (6)")
+    add_call_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first clip; each next takes one more")
     parser.add_argument("--fps", type=float, help="frames a second in the file; else the model's own")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
     parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that were generated")
     parser.add_argument("--contact-sheet", action="store_true", help="also a PNG of frames beside each clip")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def add_call_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a pipeline's call that `given_options` reads."""
+    parser.add_argument("--num-frames", type=int, metavar="N", help="frames in a clip; else the model's own number")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="height of the clip; else the model's own")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="width of the clip; else the model's own")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="sampling steps; else the model's own number")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="SCALE",
+        help="how strictly to follow the prompt; else the model's own",
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="noise levels in [0, 1] between which guidance is applied; else the model's own",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -126,14 +143,18 @@ def generate_clip(
 
     Returns:
         uint8 frames `(t, h, w, 3)`.
+
+    Raises:
+        KinemaError: The pipeline does not take one of the arguments, or not with this value.
     """
     import torch
     from einops import rearrange
     from PIL import Image
 
-    from kinema.apps.any_pipeline import image_argument
+    from kinema.apps.any_pipeline import check_options, image_argument
     from kinema.video import to_uint8
 
+    check_options(pipeline, options)
     given = image_argument(pipeline, None if image is None else Image.fromarray(image.numpy()))
     generator = torch.Generator().manual_seed(seed)
     clip = pipeline(prompt=prompt, **given, generator=generator, output_type="pt", **options).frames[0]
@@ -148,6 +169,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "width": arguments.width,
         "num_inference_steps": arguments.num_steps,
         "guidance_scale": arguments.guidance_scale,
+        "guidance_interval": arguments.guidance_interval,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -236,6 +258,10 @@ def check_numbers(arguments: argparse.Namespace) -> None:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must be >= 1")
     if arguments.guidance_scale is not None and not 0 <= arguments.guidance_scale < float("inf"):
         raise KinemaError(f"`--guidance-scale` (={arguments.guidance_scale}) must be >= 0")
+    if arguments.guidance_interval is not None:
+        low, high = arguments.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise KinemaError(f"`--guidance-interval` (={low:g} {high:g}) must be two rising numbers in [0, 1]")
     if not 0 <= arguments.seed < 2**63:
         raise KinemaError(f"`--seed` (={arguments.seed}) must be >= 0 and below 2**63")
     if arguments.fps is not None and not 0.001 <= arguments.fps <= 1000:

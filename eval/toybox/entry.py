@@ -36,6 +36,7 @@ class Settings:
         image: Give the first frame too.
         num_steps: Of the sampler; by default the model's.
         guidance_scale: Of the sampler; by default the model's.
+        guidance_interval: Noise levels (lowest, highest) between which guidance is applied; by default the model's.
         seed: Of the noise.
         batch_size: Clips generated together.
         overwrite: Replace existing files.
@@ -51,6 +52,7 @@ class Settings:
     image: bool = False
     num_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     seed: int = 0
     batch_size: int = 8
     overwrite: bool = False
@@ -99,6 +101,7 @@ def run(settings: Settings) -> "ToyboxReport":
     sampling = Sampling(
         num_steps=settings.num_steps,
         guidance_scale=settings.guidance_scale,
+        guidance_interval=settings.guidance_interval,
         seed=settings.seed,
         batch_size=settings.batch_size,
         image=settings.image,

@@ -1,6 +1,5 @@
 """Generates clips from Toybox prompts that were never trained on, and counts how many show what was asked."""
 
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from kinema.eval.toybox.oracle import Decision, Oracle
 from kinema.eval.toybox.report import ToyboxReport, Truth, chance_of, check_oracle, fractions, share_of_all
 from kinema.eval.toybox.tracking import relation_between
 from kinema.files import check_output_file
+from kinema.generation.guidance import SamplerSettings, sampler_settings
 from kinema.training.data.toybox import ClipSpec, Toybox
 from kinema.training.seeds import step_generator
 from kinema.video import contact_sheet, to_uint8, write_image
@@ -42,6 +42,7 @@ class Sampling:
     Attributes:
         num_steps: Of the sampler; None takes the pipeline's own.
         guidance_scale: None takes the pipeline's own.
+        guidance_interval: Noise levels between which guidance is applied; None takes the pipeline's own.
         seed: Of the noise.
         batch_size: Clips generated together; each has noise of its own, whatever the batch.
         image: Whether the rendered clip's first frame is given along with the prompt.
@@ -49,6 +50,7 @@ class Sampling:
 
     num_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     seed: int = 0
     batch_size: int = 8
     image: bool = False
@@ -82,12 +84,16 @@ def evaluate(
         KinemaError: An argument is outside what is allowed, or the file exists.
     """
     sampling = sampling or Sampling()
-    num_steps, guidance_scale = _steps_and_scale(pipeline, sampling)
     # With two, one prompt can be held against the other's clip.
-    limits = (("num_prompts", num_prompts, 2), ("batch_size", sampling.batch_size, 1), ("num_steps", num_steps, 1))
+    limits = (
+        ("num_prompts", num_prompts, 2), ("batch_size", sampling.batch_size, 1), ("num_steps", sampling.num_steps, 1),
+    )  # fmt: skip
     for name, value, least in limits:
-        if value < least:
+        if value is not None and value < least:
             raise KinemaError(f"`{name}` (={value}) must be at least {least}")
+    settings = sampler_settings(
+        pipeline.config, sampling.num_steps, sampling.guidance_scale, sampling.guidance_interval
+    )
     if sheet is not None:
         check_output_file(sheet, overwrite=overwrite)
     least, most = world.num_objects
@@ -109,7 +115,7 @@ def evaluate(
     clips: list[dict[str, Any]] = []
     shown: list[Tensor] = []
     first_frames: list[tuple[float, float]] = []
-    for specs, generated in _generate(pipeline, world, prompts, sampling, num_steps, guidance_scale):
+    for specs, generated in _generate(pipeline, world, prompts, sampling, settings):
         for spec, clip, caption in zip(specs, generated, world.captions(specs), strict=True):
             decisions = oracle.decide_all(clip, most)
             clips.append(
@@ -138,8 +144,9 @@ def evaluate(
         oracle_ok=not complaints,
         num_prompts=num_prompts,
         seed=sampling.seed,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
+        num_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_interval=settings.guidance_interval,
         model=model,
         objects="shapes" if world.sprites is None else "sprites",
         num_names=len(world.objects),
@@ -173,16 +180,6 @@ def _truth(names: list[str], motions: list[str], background: str, relation: str 
     return aspects if relation is None else aspects | {"relation": relation}
 
 
-def _steps_and_scale(pipeline: "KinemaPipeline", sampling: Sampling) -> tuple[int, float]:
-    """Those that are asked for, else those that the pipeline has for defaults."""
-    parameters = inspect.signature(pipeline.__call__).parameters
-    num_steps, scale = sampling.num_steps, sampling.guidance_scale
-    return (
-        parameters["num_inference_steps"].default if num_steps is None else num_steps,
-        parameters["guidance_scale"].default if scale is None else scale,
-    )
-
-
 def _in_batches(specs: list[ClipSpec], size: int, what: str) -> Iterator[list[ClipSpec]]:
     """Batches, with a progress bar on a terminal."""
     with tqdm(total=len(specs), desc=what, unit="clip", disable=None) as progress:
@@ -211,8 +208,7 @@ def _generate(
     world: Toybox,
     specs: list[ClipSpec],
     sampling: Sampling,
-    num_steps: int,
-    guidance_scale: float,
+    settings: SamplerSettings,
 ) -> Iterator[tuple[list[ClipSpec], Float[Tensor, "b 3 t h w"]]]:
     """Batches of descriptions and of the clips, in [-1, 1], generated from their prompts."""
     pipeline.set_progress_bar_config(disable=True)
@@ -228,8 +224,9 @@ def _generate(
                 num_frames=world.num_frames,
                 height=world.height,
                 width=world.width,
-                num_inference_steps=num_steps,
-                guidance_scale=guidance_scale,
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
+                guidance_interval=settings.guidance_interval,
                 generator=[
                     step_generator(sampling.seed, 0, done + number, "toybox evaluation") for number in range(len(batch))
                 ],

@@ -39,6 +39,7 @@ class ToyboxReport:
         seed: Of the noise.
         num_steps: Of the sampler.
         guidance_scale: Of the sampler.
+        guidance_interval: Noise levels between which guidance was applied.
         model: Name of the model.
         objects: "sprites" or "shapes".
         num_names: Names that the prompts choose from.
@@ -64,6 +65,7 @@ class ToyboxReport:
     seed: int
     num_steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     model: str
     objects: str
     num_names: int

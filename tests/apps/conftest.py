@@ -15,7 +15,15 @@ class FakePipeline:
 
     text_encoder = object()
     tokenizer = None
-    config = MappingProxyType({"sample_size": (5, 16, 16), "sample_fps": 8.0})
+    config = MappingProxyType(
+        {
+            "sample_size": (5, 16, 16),
+            "sample_fps": 8.0,
+            "sample_steps": 20,
+            "sample_guidance_scale": 3.0,
+            "sample_guidance_interval": (0.0, 1.0),
+        }
+    )
 
     def __init__(self):
         self.calls: list[dict[str, Any]] = []

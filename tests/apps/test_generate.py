@@ -40,6 +40,15 @@ def test_all_options_reach_the_pipeline(pipeline: Any):
     assert pipeline.calls == [{"prompt": "a car", "seed": 7, "steps": 3}]
 
 
+def test_an_option_that_a_pipeline_does_not_take(pipeline: Any, capsys: pytest.CaptureFixture[str]):
+    assert main(["generate", "car", "--guidance-interval", "0.2", "0.9", "-o", "x.mp4"]) == 2
+    assert "`guidance_interval` must be left out: a FakePipeline takes none" in capsys.readouterr().err
+    assert main(["generate", "car", "--guidance-interval", "0.9", "0.2", "-o", "x.mp4"]) == 2
+    assert "`--guidance-interval` (=0.9 0.2) must be two rising numbers in [0, 1]" in capsys.readouterr().err
+    assert pipeline.calls == []
+    assert not Path("x.mp4").exists()
+
+
 def test_lossless_and_image(pipeline: Any):
     picture = torch.arange(16 * 16 * 3).reshape(16, 16, 3).to(torch.uint8)
     Image.fromarray(picture.numpy()).save("first.png")

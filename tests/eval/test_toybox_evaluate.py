@@ -2,7 +2,7 @@
 
 import json
 import logging
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +25,8 @@ NUM_PROMPTS = 6
 class Painter:
     """In place of a pipeline: shows what some prompts ask for, and another clip for the others."""
 
+    config = MappingProxyType({"sample_steps": 7, "sample_guidance_scale": 3.5, "sample_guidance_interval": (0.1, 0.9)})
+
     def __init__(self, world: Toybox, num_right: int) -> None:
         specs = world.specs(range(NUM_PROMPTS))
         self.vae = SimpleNamespace(device="cpu", dtype=torch.float32, reconstruct=lambda video: video)
@@ -36,7 +38,7 @@ class Painter:
     def set_progress_bar_config(self, **_: Any) -> None:
         pass
 
-    def __call__(self, prompt, image=None, num_inference_steps=7, guidance_scale=3.5, generator=(), **options):
+    def __call__(self, prompt, image=None, num_inference_steps=None, generator=(), **options):
         noise = [torch.randn(1, generator=each).item() for each in generator]
         self.calls.append({"prompt": prompt, "image": image, "steps": num_inference_steps, "noise": noise, **options})
         video = torch.stack([self._clips[each] for each in prompt])
@@ -91,6 +93,7 @@ def test_clips_have_noise_of_their_own_and_the_pipelines_defaults(report, world)
     assert len(set(noise)) == NUM_PROMPTS
     assert (found.num_steps, found.guidance_scale) == (7, 3.5)
     assert painter.calls[0]["steps"] == 7
+    assert found.guidance_interval == painter.calls[0]["guidance_interval"] == (0.1, 0.9)
     other: Any = Painter(world, num_right=6)
     evaluate(other, world, 2, Sampling(batch_size=1, seed=3))
     assert [call["noise"][0] for call in other.calls] == noise[:2]

@@ -133,6 +133,27 @@ def test_no_guidance_costs_nothing(pipeline, guidance_scale, calls):
     assert len(seen) == calls
 
 
+@pytest.mark.parametrize(
+    ("interval", "calls"), [((0.0, 1.0), 8), ((0.0, 0.99), 7), ((0.4, 1.0), 7), ((0.4, 0.86), 6), ((0.0, 0.3), 4)]
+)
+def test_guidance_stays_within_its_noise_levels(pipeline, interval, calls):
+    # Four steps of shift 2 start at 1, 6/7, 2/3, 2/5.
+    seen = []
+    handle = pipeline.transformer.register_forward_hook(lambda *_: seen.append(1))
+    pipeline("red", num_inference_steps=4, guidance_scale=2.0, guidance_interval=interval, output_type="latent")
+    handle.remove()
+    assert len(seen) == calls
+
+
+def test_without_any_noise_level_in_it_guidance_does_nothing(pipeline):
+    def clip(**arguments):
+        return pipeline("red", num_inference_steps=3, generator=seeded(), output_type="latent", **arguments).frames
+
+    assert torch.equal(clip(guidance_scale=5.0, guidance_interval=(0.0, 0.1)), clip(guidance_scale=1.0))
+    assert torch.equal(clip(guidance_scale=5.0, guidance_interval=(0.0, 1.0)), clip(guidance_scale=5.0))
+    assert not torch.equal(clip(guidance_scale=5.0, guidance_interval=(0.5, 1.0)), clip(guidance_scale=5.0))
+
+
 # Image to video
 
 
@@ -295,6 +316,10 @@ def test_long_prompts_are_cut_with_a_warning(pipeline):
         ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` \\(=0\\)"),
         ({"output_type": "gif"}, "`output_type` \\(='gif'\\) must be one of pt, np"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` \\(=nan\\)"),
+        ({"guidance_interval": (0.5, 0.5)}, "`guidance_interval` \\(=0.5, 0.5\\)"),
+        ({"guidance_interval": (-0.1, 0.5)}, "`guidance_interval`"),
+        ({"guidance_interval": (0.1, float("nan"))}, "`guidance_interval`"),
+        ({"guidance_interval": (0.1, 0.5, 1.0)}, "`guidance_interval` \\(=\\(0.1, 0.5, 1.0\\)\\)"),
         ({"generator": [torch.Generator()] * 3}, "`generator` \\(a list of 3\\)"),
         ({"latents": torch.zeros(1, 4, 3, 2, 2)}, "`latents`"),
         ({"negative_prompt": ["red", "blue", "left"]}, "`negative_prompt` \\(a list of 3\\)"),

@@ -51,6 +51,21 @@ def test_saved_pipeline_gives_the_same_clip(pipeline, saved):
     assert loaded.text_encoder is None
 
 
+def test_a_folder_has_the_settings_that_its_model_samples_best_with(pipeline, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    own = {"sample_steps": 3, "sample_guidance_scale": 2.5, "sample_guidance_interval": [0.3, 0.9]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | own))
+    loaded = KinemaPipeline.from_pretrained(tmp_path / "model")
+    loaded.set_progress_bar_config(disable=True)
+    given = {"num_inference_steps": 3, "guidance_scale": 2.5, "guidance_interval": (0.3, 0.9)}
+    expected = pipeline("red", generator=seeded(), **given).frames
+    torch.testing.assert_close(loaded("red", generator=seeded(), return_dict=False)[0], expected)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_steps": 0}))
+    with pytest.raises(KinemaError, match="`num_inference_steps` \\(=0\\) must be at least 1"):
+        KinemaPipeline.from_pretrained(tmp_path / "model")
+
+
 def test_a_pipeline_on_a_transformer_tokenizer_comes_back(pipeline, tmp_path):
     vae = TransformerVideoTokenizer(**{**VIT_TINY, "latent_channels": 4}).eval()
     other = KinemaPipeline(pipeline.transformer, vae, pipeline.tokenizer, pipeline.scheduler, sample_size=(9, 16, 24))

@@ -1,0 +1,70 @@
+"""How a model is sampled: the number of steps, and classifier-free guidance within an interval of noise levels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kinema.errors import KinemaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """The settings of one call of a pipeline.
+
+    Attributes:
+        num_inference_steps: Steps of the sampler, at least 1.
+        guidance_scale: Classifier-free guidance (arXiv:2207.12598, eq. 6): velocity = negative + scale · (positive -
+            negative); at 1 or below the negative prompt is not used.
+        guidance_interval: Noise levels (lowest, highest) in [0, 1], 1 being pure noise, at which guidance is applied
+            (arXiv:2404.07724, eq. 5); the highest belongs to it, the lowest does not. Steps outside of it follow the
+            prompt's velocity alone and take half the time.
+
+    Raises:
+        KinemaError: A value is outside its range.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise KinemaError(f"`num_inference_steps` (={self.num_inference_steps}) must be at least 1")
+        if not math.isfinite(self.guidance_scale):
+            raise KinemaError(f"`guidance_scale` (={self.guidance_scale}) must be a finite number")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise KinemaError(f"`guidance_interval` (={low:g}, {high:g}) must be two rising numbers in [0, 1]")
+
+    def guides(self, noise_level: float) -> bool:
+        """Whether a step that starts at this noise level, in [0, 1], needs the negative prompt."""
+        low, high = self.guidance_interval
+        return self.guidance_scale > 1 and low < noise_level <= high
+
+
+def sampler_settings(
+    config: Mapping[str, Any],
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
+) -> SamplerSettings:
+    """The settings that are given, and for the others those of the model.
+
+    Args:
+        config: A pipeline's configuration, with `sample_steps`, `sample_guidance_scale`, `sample_guidance_interval`.
+        num_inference_steps: See `SamplerSettings`; None takes the model's own. So do the others.
+        guidance_scale: Likewise.
+        guidance_interval: Likewise.
+
+    Raises:
+        KinemaError: A value is outside its range.
+    """
+    interval = config["sample_guidance_interval"] if guidance_interval is None else guidance_interval
+    if len(interval) != 2:
+        raise KinemaError(f"`guidance_interval` (={tuple(interval)}) must be two rising numbers in [0, 1]")
+    return SamplerSettings(
+        num_inference_steps=config["sample_steps"] if num_inference_steps is None else num_inference_steps,
+        guidance_scale=config["sample_guidance_scale"] if guidance_scale is None else guidance_scale,
+        guidance_interval=(float(interval[0]), float(interval[1])),
+    )
