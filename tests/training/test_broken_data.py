@@ -124,7 +124,7 @@ def test_frames_of_changing_size_are_unreadable(tmp_path, make_video):
     make_video(tmp_path / "data/a.mp4")
     changing_size(tmp_path / "data/b.avi")
     report = ClipsDataset([tmp_path / "data"], tmp_path / "cache", short_side=32).report
-    assert list(report.unreadable.values()) == ["must have frames of one size"]
+    assert list(report.unreadable.values()) == ["must have frames of one size, not 16x16 and then 32x32"]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from av.error import FFmpegError
 from jaxtyping import UInt8
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.video.cut import is_cut_matroska
-from kinema.video.source import Media, best_video_stream
+from kinema.video.display import Display
+from kinema.video.source import Media, best_video_stream, decoder_of
 from kinema.video.timing import Timing, scan
 
 LONGEST_STILL = 3600.0
@@ -39,7 +38,9 @@ class Video:
 class VideoReader:
     """Frames of a video file, one after the other, so that a long file needs no memory for all of them.
 
-    Frames come in display order and as they are displayed, turned where the file says so.
+    Frames come in display order and as a player shows them (docs/video.md): of the stream that players choose, with
+    square pixels, upright, on white where they are transparent, in BT.709 R'G'B' of standard dynamic range. A reader
+    can be iterated several times, one after the other.
 
     Args:
         path: A video file of any kind PyAV decodes.
@@ -47,7 +48,8 @@ class VideoReader:
         name: What errors call the argument.
 
     Raises:
-        KinemaError: The file is missing, empty or no video; while iterating: it is truncated or damaged.
+        KinemaError: The file is missing, empty or no video; while iterating: it is truncated or damaged, its frames are
+            of several sizes, too large, or of a kind that is not known.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False, name: str = "path") -> None:
@@ -94,14 +96,14 @@ class VideoReader:
         return self.timing.is_variable
 
     def __iter__(self) -> Iterator[UInt8[Tensor, "h w 3"]]:
-        for frame in self._decode():
-            yield _frame_to_tensor(frame)
+        for _, frame in self._decode():
+            yield frame
 
     def timed(self) -> Iterator[tuple[float, UInt8[Tensor, "h w 3"]]]:
         """Each frame with the seconds from the first frame to it, which strictly increase."""
         clock = _Clock(self.timing)
-        for frame in self._decode():
-            yield clock(frame.pts, frame.time_base), _frame_to_tensor(frame)
+        for time, frame in self._decode():
+            yield clock(time), frame
 
     def at_rate(self, fps: float) -> Iterator[UInt8[Tensor, "h w 3"]]:
         """Frames at another rate: the k-th is the one shown k / fps seconds after the first.
@@ -131,13 +133,15 @@ class VideoReader:
             for _ in range(total - count):
                 yield shown
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Iterator[tuple[float | None, UInt8[Tensor, "h w 3"]]]:
+        """Frames as displayed, each with the time that the file gives it, in seconds."""
         if self._used:  # from the beginning again
             self._media.close()
             self._media = Media(self.path, self._name)
             self._stream = self._media.container.streams[self._index]
         self._used = True
-        self._stream.thread_type = "AUTO"
+        context = decoder_of(self._stream)
+        display = Display(self._stream, context, self.path, self._name)
         damaged = False
         packets = self._media.container.demux(self._stream)
         while True:
@@ -147,14 +151,15 @@ class VideoReader:
                     break
                 if packet.size:
                     damaged = packet.is_corrupt
-                frames = packet.decode()
+                frames = context.decode(packet)
             except FFmpegError:
                 damaged = True
                 packets = iter(())
                 frames = []
                 with suppress(FFmpegError):
-                    frames = self._stream.codec_context.decode(None)
-            yield from frames
+                    frames = context.decode(None)
+            for frame in frames:
+                yield frame.time, display(frame)
         # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
         if (damaged or is_cut_matroska(self.path)) and not self.allow_truncated:
             raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
@@ -170,19 +175,19 @@ class _Clock:
         self._last = -1.0
         self._count = 0
 
-    def __call__(self, pts: int | None, time_base: Any) -> float:
+    def __call__(self, stated: float | None) -> float:
+        """The time of the next frame, of which the file says when it is shown."""
         times, usual = self._timing.times, 1 / self._timing.fps
         time = 0.0
-        if pts is None or not len(times):
+        if not len(times):
             self._by_position = True
-        if not self._by_position:
-            time = float(pts * time_base)  # pyright: ignore[reportOptionalOperand]
-            self._first = time if self._first is None else self._first
-            time -= self._first
+        if not self._by_position and stated is not None:
+            self._first = stated if self._first is None else self._first
+            time = stated - self._first
             if not self._timing.is_variable:
                 time = round(time * self._timing.fps) / self._timing.fps
             self._by_position = time <= self._last  # these are no times of display
-        if self._by_position:
+        if self._by_position or stated is None:
             time = float(times[self._count]) if self._count < len(times) else self._last + usual
             if time <= self._last:
                 time = self._last + usual / 2
@@ -191,12 +196,6 @@ class _Clock:
         self._count += 1
         self._last = time
         return time
-
-
-def _frame_to_tensor(frame: Any) -> UInt8[Tensor, "h w 3"]:
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, turns)))
 
 
 def read_video(
@@ -237,6 +236,4 @@ def read_video(
         rate = reader.fps if fps is None else fps
     if not frames:
         raise KinemaError(f"`{name}` (={str(path)!r}) must have a decodable frame after the first {start}")
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise KinemaError(f"`{name}` (={str(path)!r}) must have frames of one size")
     return Video(frames=torch.stack(frames), fps=float(rate))

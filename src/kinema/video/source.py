@@ -1,6 +1,7 @@
 """Opening a media file: that file and nothing that it refers to, and the stream of it that a player shows."""
 
 import io
+import logging
 import os
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +12,8 @@ from av.stream import Disposition
 
 from kinema.errors import KinemaError
 from kinema.files import check_input_file
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**28 // 3
 """Pixels of the largest frame that is decoded or shown, so that a frame takes at most 256 MiB as RGB in 8 bits."""
@@ -109,7 +112,11 @@ def best_video_stream(container: Any, path: str | os.PathLike[str], name: str) -
     if len(streams) > 1:
         stills = _stills(path, name, [s.index for s in streams if s.codec_context.name in PICTURE_CODECS])
         streams = [stream for stream in streams if stream.index not in stills] or streams
-    return max(streams, key=_preference)
+    stream = max(streams, key=_preference)
+    if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        raise KinemaError(f"{argument} must have frames of at most {MAX_PIXELS:,} pixels, not {size}")
+    return stream
 
 
 def _is_attached(stream: Any) -> bool:
@@ -136,3 +143,21 @@ def _stills(path: str | os.PathLike[str], name: str, indices: list[int]) -> set[
         except FFmpegError:
             pass  # a damaged file is reported where its frames are read
     return {index for index, count in counts.items() if count <= 1}
+
+
+def decoder_of(stream: Any) -> Any:
+    """The codec context that decodes a stream.
+
+    FFmpeg's own, but for VP8 and VP9 with alpha, which only libvpx reads.
+    """
+    context = stream.codec_context
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is not None and tags.get("alpha_mode") == "1":
+        if name in av.codecs_available:
+            context = av.CodecContext.create(name, "r")
+        else:
+            logger.warning("this build of PyAV has no %s: what is transparent is shown as it lies below", name)
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    context.thread_type = "AUTO"
+    return context

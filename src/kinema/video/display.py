@@ -1,0 +1,130 @@
+"""The shape in which a frame is shown: pixels that are not square, and cameras that were turned."""
+
+import logging
+import os
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from kinema.errors import KinemaError
+from kinema.video.colour import to_rgb
+from kinema.video.source import MAX_PIXELS
+
+logger = logging.getLogger(__name__)
+
+WIDEST = 10
+"""Width of a pixel over its height, or the inverse, from which on the file is taken to be wrong; real ones reach 4."""
+
+
+class Display:
+    """Turns decoded frames of one stream into what a player shows.
+
+    Args:
+        stream: PyAV's.
+        context: The codec context that decodes it.
+        path: The file, for errors and warnings.
+        name: What errors call the argument.
+    """
+
+    def __init__(self, stream: Any, context: Any, path: str | os.PathLike[str], name: str) -> None:
+        self._stream, self._context = stream, context
+        self._argument = f"`{name}` (={str(path)!r})"
+        self._size: tuple[int, int] | None = None
+        self._warned: set[str] = set()
+
+    def __call__(self, frame: Any) -> UInt8[Tensor, "h w 3"]:
+        """A frame in RGB, of square pixels, upright.
+
+        Raises:
+            KinemaError: It is too large, of another size than those before, or of a kind that cannot be converted.
+        """
+        height, width = square_pixels(frame.height, frame.width, self._aspect())
+        if max(frame.width * frame.height, width * height) > MAX_PIXELS:
+            raise KinemaError(
+                f"{self._argument} must have frames of at most {MAX_PIXELS:,} pixels, not {width}x{height}"
+            )
+        try:
+            pixels = to_rgb(frame, self._context)
+        except KinemaError as error:
+            raise KinemaError(f"{self._argument}: {error}") from error
+        if (height, width) != pixels.shape[:2]:
+            resized = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+            pixels = torch.from_numpy(np.array(resized))
+        pixels = self._upright(frame, pixels)
+        size = (pixels.shape[0], pixels.shape[1])
+        self._size = self._size or size
+        if self._size != size:
+            before, after = (f"{height}x{width}" for height, width in (self._size, size))
+            raise KinemaError(f"{self._argument} must have frames of one size, not {before} and then {after}")
+        return pixels
+
+    def _aspect(self) -> Fraction:
+        """Width of a pixel over its height; what the container states goes before what the codec states."""
+        for source in (self._stream, self._context):
+            aspect = source.sample_aspect_ratio
+            if aspect:
+                if Fraction(1, WIDEST) <= aspect <= WIDEST:
+                    return Fraction(aspect)
+                self._warn(f"its pixels are said to be {aspect} times as wide as high; they are taken to be square")
+        return Fraction(1)
+
+    def _upright(self, frame: Any, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "h2 w2 3"]:
+        try:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV fails where there is side data that it does not know
+            return torch.rot90(pixels, round(frame.rotation / 90) % 4).contiguous()
+        if matrix is None:
+            return pixels
+        turn = quarter_turns(np.frombuffer(bytes(matrix), dtype=np.int32))
+        if turn is None:
+            self._warn("it is to be shown turned by no multiple of 90 degrees; it is left as it is")
+            return pixels
+        transpose, flips = turn
+        pixels = pixels.transpose(0, 1) if transpose else pixels
+        return pixels.flip(flips).contiguous()
+
+    def _warn(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("%s: %s", self._argument, what)
+
+
+def square_pixels(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
+    """The height and width that show a frame with square pixels: the frame gets wider or higher, never smaller.
+
+    Args:
+        height: Of the frame.
+        width: Of the frame.
+        aspect: Width of a pixel over its height.
+    """
+    if aspect >= 1:
+        return height, round(width * aspect)
+    return round(height / aspect), width
+
+
+def quarter_turns(matrix: np.ndarray) -> tuple[bool, list[int]] | None:
+    """What a display matrix does to a frame.
+
+    Args:
+        matrix: FFmpeg's nine numbers a, b, u, c, d, v, x, y, w, by which the pixel (x, y) is shown at
+            (a x + c y, b x + d y) (ISO/IEC 14496-12, section 6.2.2); shift and size are of no interest.
+
+    Returns:
+        Whether to swap height and width, and the axes (0: height, 1: width) to flip then; None where this is no quarter
+        turn or flip.
+    """
+    a, b, c, d = (float(matrix[index]) for index in (0, 1, 3, 4))
+    largest = max(abs(a), abs(b), abs(c), abs(d))
+    small = 0.01 * largest
+    if largest == 0:
+        return False, []  # a matrix that was never filled in
+    if abs(b) <= small and abs(c) <= small and a and d:
+        return False, [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
+    if abs(a) <= small and abs(d) <= small and b and c:
+        return True, [axis for axis, sign in ((0, b), (1, c)) if sign < 0]
+    return None
