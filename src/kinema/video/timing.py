@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import av
 import numpy as np
 from av.error import FFmpegError
 
@@ -19,6 +20,9 @@ from kinema.video.cut import is_cut_matroska
 LONGEST_STEP = 10.0
 """Seconds between frames of a broadcast stream (MPEG-TS, MPEG-PS) from which on its clock is taken to have been set
 anew, as FFmpeg does (`-dts_delta_threshold`)."""
+
+LONGEST_LEAD = 1.0
+"""Seconds; a file whose first packet comes later starts there, rather than at 0."""
 
 BROADCAST = frozenset({"mpegts", "mpeg"})
 WITHOUT_DISPLAY_TIMES = frozenset({"avi"})
@@ -37,7 +41,8 @@ class Timing:
         times: Seconds since the first frame, strictly increasing, in display order; `(t,)` float64. Empty where the
             file has no times.
         last_duration: Seconds for which the last frame is shown.
-        start: Seconds from the start of the file's clock to the first frame.
+        start: Seconds from the start of the file to the first frame.
+        origin: Seconds on the file's clock at the start of the file: 0, unless its clock starts elsewhere.
         tick: Seconds; how finely the file stores times.
         by_position: The times of decoded frames are not to be trusted; the k-th frame has the k-th of `times`.
     """
@@ -47,6 +52,7 @@ class Timing:
     times: np.ndarray
     last_duration: float
     start: float
+    origin: float
     tick: float
     by_position: bool
 
@@ -83,10 +89,13 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
     without = container.format.name in WITHOUT_DISPLAY_TIMES
     broadcast = container.format.name in BROADCAST
     packets = _read_packets(container, stream, decoding_times=without)
+    origin = _origin(container, broadcast)
     ticks, by_position = _display_order(packets, base, fallback, broadcast)
     if not len(ticks):
+        # A raw stream: what it says itself, rather than the 25 that FFmpeg assumes.
+        fallback = Fraction(stream.codec_context.framerate or fallback)
         return Timing(fps=float(fallback), is_variable=False, times=np.zeros(0), last_duration=float(1 / fallback),
-                      start=0.0, tick=float(base), by_position=False)  # fmt: skip
+                      start=0.0, origin=origin, tick=float(base), by_position=False)  # fmt: skip
     rate = regular_rate(ticks, base, stated)
     steps = len(ticks) - 1
     span = int(ticks[-1] - ticks[0]) * base
@@ -109,10 +118,17 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
         is_variable=(rate is None and steps > 0) or stays,
         times=times,
         last_duration=float(last),
-        start=float(int(ticks[0]) * base),
+        start=max(0.0, float(int(ticks[0]) * base) - origin),
+        origin=origin,
         tick=float(base),
         by_position=by_position or without,
     )
+
+
+def _origin(container: Any, broadcast: bool) -> float:
+    """Where a file's clock starts: streams that lie a little after 0 do so on purpose, but not in broadcasts."""
+    start = (container.start_time or 0) / av.time_base
+    return start if broadcast or not 0 <= start <= LONGEST_LEAD else 0.0
 
 
 def _read_packets(container: Any, stream: Any, *, decoding_times: bool) -> _Packets:
@@ -170,8 +186,10 @@ def _display_order(packets: _Packets, base: Fraction, rate: Fraction, broadcast:
     step = max(1, round(1 / (rate * base)))
     missing = bool((shown == NONE).any())
     if missing:
+        known = int((shown != NONE).argmax())
+        shown[:known] = shown[known] - np.round(np.arange(known, 0, -1) / float(rate * base)).astype(np.int64)
         for index in np.flatnonzero(shown == NONE):
-            shown[index] = shown[index - 1] + step if index else shown[shown != NONE][0] - step
+            shown[index] = shown[index - 1] + step
     jumps = _jumps(shown, decoded, base, broadcast)
     parts = np.split(shown, jumps)
     offset = 0
@@ -184,16 +202,21 @@ def _display_order(packets: _Packets, base: Fraction, rate: Fraction, broadcast:
 
 
 def _jumps(shown: np.ndarray, decoded: np.ndarray, base: Fraction, broadcast: bool) -> np.ndarray:
-    """Where the clock was set anew: backward by over a second, in broadcasts forward by over `LONGEST_STEP`, too."""
+    """Where the clock was set anew: backward by half a second, in broadcasts also forward by `LONGEST_STEP`."""
     clock = decoded if (decoded != NONE).all() else shown
     change = np.diff(clock) * float(base)
-    back = -1.0 if clock is decoded else -LONGEST_STEP
-    found = (change < back) | (change > LONGEST_STEP if broadcast else False)
+    found = change < (-0.5 if clock is decoded else -LONGEST_STEP)
+    if broadcast:
+        # Times of display and of decoding jump together; where only one does, a frame is shown for long.
+        shown_change = (shown[1:] - np.maximum.accumulate(shown)[:-1]) * float(base)
+        found |= (change > LONGEST_STEP) & (shown_change > LONGEST_STEP)
     return np.flatnonzero(found) + 1
 
 
 def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> Fraction | None:
-    """The rate at which times are regular within their rounding to whole ticks, or None.
+    """The rate at which times are regular, or None.
+
+    They are rounded: to whole ticks, or in files that were copied from others to milliseconds.
 
     Args:
         ticks: Times in display order, `(t,)` int64.
@@ -204,10 +227,14 @@ def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> F
     if steps < 1 or span <= 0:
         return None if steps else (stated[0] if stated else Fraction(24))
     mean = Fraction(steps, span) / base
+    whole = Fraction(max(1, round(mean)))
     near = [rate for rate in COMMON_RATES if abs(rate / mean - 1) < 0.01]
-    for rate in (*stated, Fraction(max(1, round(mean))), *near, mean.limit_denominator(1001), mean):
-        error = (ticks - ticks[0]) - np.arange(steps + 1) * float(1 / (rate * base))
-        if float(error.max() - error.min()) <= 1.0 + 1e-6:
+    # Headers round, too: 29.9697 in place of 30000/1001.
+    stated = [next((rate for rate in (*near, whole) if abs(rate / s - 1) < 1e-4), s) for s in stated]
+    for rate in (*stated, whole, *near, mean.limit_denominator(1001) or mean, mean):
+        period = float(1 / (rate * base))
+        error = (ticks - ticks[0]) - np.arange(steps + 1) * period
+        if float(error.max() - error.min()) <= max(1.0, min(0.001 / float(base), 0.1 * period)) + 1e-6:
             return rate
     return None
 
