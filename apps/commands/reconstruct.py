@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.tokenizers.base import LatentTokenizer
-    from kinema.video import VideoReader
+    from kinema.video import Sound, VideoReader, VideoWriter
 
 HELP = "a clip through a tokenizer and back, and how well it survives"
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "VidTok checkpoint or a hub id; else kl-4x8x8-c16",
     )
     parser.add_argument("--lossless", action="store_true", help="a file with exactly the pixels that came back")
+    parser.add_argument("--no-audio", action="store_true", help="leave the sound track out")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers to a file")
     parser.add_argument("--window-frames", type=int, metavar="N", help="frames at once; else as many as fit in memory")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; else CUDA where there is one")
@@ -104,33 +106,26 @@ def run(arguments: argparse.Namespace) -> None:
         check_other_file(arguments.json, "--json", {"input": arguments.input, "output": arguments.output})
 
     from kinema.apps.loading import load_tokenizer
-    from kinema.video import VideoReader, VideoWriter, read_video
+    from kinema.video import Sound, VideoReader, read_video
 
     # A file that cannot be decoded is known before the model is loaded.
     height, width = read_video(arguments.input, max_frames=1, name="input").frames.shape[1:3]
     tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
     started = time.perf_counter()
     scores = Scores()
-    with (
-        VideoReader(arguments.input, name="input") as reader,
-        VideoWriter(
-            arguments.output,
-            reader.fps,
-            lossless=arguments.lossless,
-            overwrite=arguments.overwrite,
-            end=reader.timing.duration,
-        ) as out,
-    ):
-        times: deque[float] = deque()  # of frames that have gone in and not yet come out
-        pieces = windows(reader, arguments.window_frames, tokenizer.temporal_compression_ratio, times)
-        for frames in reconstruct_pieces(tokenizer, pieces, scores):
-            moments = [times.popleft() for _ in range(len(frames))]
-            out.write(frames, moments if reader.is_variable else None)
+    with VideoReader(arguments.input, name="input") as reader, ExitStack() as stack:
+        sound = None
+        if not arguments.no_audio:
+            sound = stack.enter_context(Sound(arguments.input, origin=reader.timing.origin, name="input"))
+        out = stack.enter_context(_writer(reader, sound, arguments))
+        for frames, times in reconstruct_frames(tokenizer, reader, arguments.window_frames, scores):
+            out.write(frames, [out.start + time for time in times] if reader.is_variable else None)
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{scores.num_frames} frames")
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
     summary = scores.summary() | {"height": height, "width": width, "fps": reader.fps}
+    summary |= {"variable_rate": reader.is_variable, "sound": sound.kind if sound is not None else None}
     summary["protocol"] = {
         "tokenizer": arguments.tokenizer or "kl-4x8x8-c16 (embedded)",
         "kinema": __version__,
@@ -143,6 +138,35 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_path(arguments.json) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
     _print(arguments.output, summary, time.perf_counter() - started)
+
+
+def _writer(reader: "VideoReader", sound: "Sound | None", arguments: argparse.Namespace) -> "VideoWriter":
+    """A writer of the input's rate, or of frames with times of their own where it has no rate."""
+    from kinema.video import VideoWriter
+    from kinema.video.timing import LONGEST_LEAD
+
+    timing = reader.timing
+    # Without sound, nothing comes before the first frame.
+    start = timing.start if timing.start <= LONGEST_LEAD or (sound is not None and sound.exists) else 0.0
+    return VideoWriter(
+        arguments.output,
+        min(max(timing.fps, 0.001), 1000.0) if timing.is_variable else timing.fps,
+        lossless=arguments.lossless,
+        overwrite=arguments.overwrite,
+        start=start,
+        end=start + timing.duration,
+        sound=sound,
+    )
+
+
+def reconstruct_frames(
+    tokenizer: Any, reader: "VideoReader", window_frames: int | None, scores: Scores
+) -> "Iterator[tuple[Tensor, list[float]]]":
+    """The frames of a file through the tokenizer and back, and their times in seconds since the first frame."""
+    times: deque[float] = deque()  # of frames that have gone in and not yet come out
+    pieces = windows(reader, window_frames, tokenizer.temporal_compression_ratio, times)
+    for frames in reconstruct_pieces(tokenizer, pieces, scores):
+        yield frames, [times.popleft() for _ in range(len(frames))]
 
 
 def windows(
@@ -162,8 +186,6 @@ def windows(
         if size is None:
             fitting = WINDOW_PIXELS // (frame.shape[0] * frame.shape[1])
             size = max(1 + (fitting - 1) // temporal_ratio * temporal_ratio, 1 + 4 * temporal_ratio)
-        if pending and frame.shape != pending[0].shape:
-            raise KinemaError(f"`input` (={str(reader.path)!r}) must have frames of one size")
         pending.append(frame)
         if len(pending) == size:
             yield torch.stack(pending)
@@ -232,8 +254,9 @@ def _print(output: str, summary: dict[str, Any], seconds: float) -> None:
     psnr = "exact" if summary["psnr"] is None else f"PSNR {summary['psnr']:.2f} dB"
     ssim = "" if summary["ssim"] is None else f", SSIM {summary['ssim']:.4f}"
     ratio = summary["video_values"] / summary["latent_values"]
+    rate = f"{summary['fps']:g} fps" + (" (variable)" if summary["variable_rate"] else "")
     print(
-        f"{output}  {summary['num_frames']} frames of {summary['height']}x{summary['width']} at {summary['fps']:g} fps"
+        f"{output}  {summary['num_frames']} frames of {summary['height']}x{summary['width']} at {rate}"
         f" in {seconds:.1f} s\n{psnr}{ssim}; {summary['latent_values']:,} latent values, 1/{ratio:.1f} of the video's;"
         f" files: {summary['input_bytes']:,} bytes in, {summary['output_bytes']:,} bytes out"
     )

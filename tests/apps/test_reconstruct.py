@@ -14,6 +14,7 @@ from kinema.apps.commands.reconstruct import windows
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.video import VideoReader, read_video, to_float, to_uint8, write_video
+from videos import gray_ramp, make_sounding_video, make_video, spans
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +137,27 @@ def test_damaged_tokenizer_folder(damage: str, model: Path, tmp_path: Path, capf
     assert error.count("\n") == 1
     assert str(folder) in error or "nonsense" in error
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_frames_of_a_variable_rate_keep_their_times(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    slides = make_video(tmp_path / "in.mkv", gray_ramp(3), [0, 2, 5], rate=25)
+    argv = ["reconstruct", str(slides), str(tmp_path / "out.mp4"), "--tokenizer", str(model)]
+    assert main([*argv, "--json", str(tmp_path / "r.json")]) == 0
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert [time for time, _ in reader.timed()] == pytest.approx([0, 2, 5])
+        with VideoReader(slides) as before:
+            assert reader.timing.duration == pytest.approx(before.timing.duration, abs=2e-3)
+    numbers = json.loads((tmp_path / "r.json").read_text())
+    assert (numbers["fps"], numbers["variable_rate"], numbers["sound"]) == (0.4, True, None)
+    assert "0.4 fps (variable)" in capsys.readouterr().out
+
+
+def test_sound_is_kept_unless_it_is_not_wanted(model: Path, tmp_path: Path):
+    path = make_sounding_video(tmp_path / "in.mkv", 12, seconds=0.5)
+    argv = ["reconstruct", str(path), "--tokenizer", str(model)]
+    assert main([*argv, str(tmp_path / "out.mp4"), "--json", str(tmp_path / "r.json")]) == 0
+    before, after = spans(path), spans(tmp_path / "out.mp4")
+    assert after["audio"] == pytest.approx(before["audio"], abs=0.03)
+    assert json.loads((tmp_path / "r.json").read_text())["sound"] == "copied"
+    assert main([*argv, str(tmp_path / "quiet.mp4"), "--no-audio"]) == 0
+    assert list(spans(tmp_path / "quiet.mp4")) == ["video"]

@@ -12,6 +12,7 @@ from kinema.video.frames import to_uint8 as to_uint8
 from kinema.video.reader import Video as Video
 from kinema.video.reader import VideoReader as VideoReader
 from kinema.video.reader import read_video as read_video
+from kinema.video.sound import Sound as Sound
 from kinema.video.writer import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from kinema.video.writer import VideoWriter as VideoWriter
 from kinema.video.writer import check_output_video as check_output_video

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.files import atomic_path, check_output_file
+from kinema.video.sound import Sound
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 """The containers that are written; any that PyAV knows is read."""
@@ -40,6 +41,7 @@ class VideoWriter:
         start: Seconds from the start of the file to the first frame; for frames without times of their own.
         end: Seconds from the start of the file to the end of the last frame, for frames with times of their own; None
             shows the last frame for 1 / fps.
+        sound: The sound track to write beside the frames.
 
     Raises:
         KinemaError: The file exists and `overwrite` is not set, its suffix is none of `VIDEO_SUFFIXES`, or `fps` is not
@@ -55,13 +57,15 @@ class VideoWriter:
         overwrite: bool = False,
         start: float = 0.0,
         end: float | None = None,
+        sound: Sound | None = None,
     ) -> None:
         check_output_video(path, overwrite=overwrite)
         if not 0.001 <= fps <= 1000:
             raise KinemaError(f"`fps` (={fps}) must be >= 0.001 and <= 1000")
         self.path = Path(path)
         self.lossless = lossless
-        self._fps, self._start, self._end = fps, start, end
+        self.start = start
+        self._end, self._sound = end, sound
         # 1001 keeps the broadcast rates, 24000/1001 and its like, exact.
         self._rate = Fraction(fps).limit_denominator(1001)
         self._timed: bool | None = None
@@ -105,6 +109,8 @@ class VideoWriter:
         if self._held is not None:
             end = self._held.pts + round(1 / self._rate / self._tick) if self._end is None else self._end / self._tick
             self._release(max(round(end), self._held.pts + 1))
+        if self._sound is not None:
+            self._sound.finish(self._container)
 
     def write(self, frames: UInt8[Tensor, "t h w 3"], times: Sequence[float] | None = None) -> None:
         """Append frames, all of one size.
@@ -149,12 +155,17 @@ class VideoWriter:
                     self._release(packet.pts)
                 self._held = packet
             else:
-                self._container.mux(packet)
+                self._put(packet)
 
     def _release(self, end: int) -> None:
         """Write the packet that was held back until the end of its frame, in ticks, was known."""
         self._held.duration = end - self._held.pts
-        self._container.mux(self._held)
+        self._put(self._held)
+
+    def _put(self, packet: Any) -> None:
+        if self._sound is not None:  # sound and pictures of one time lie side by side in the file
+            self._sound.write_until(float(packet.dts * packet.time_base), self._container)
+        self._container.mux(packet)
 
     def _open_stream(self, height: int, width: int) -> Any:
         codec, options = ("libx264rgb", {"qp": "0"}) if self.lossless else ("libx264", {"crf": "17"})
@@ -167,9 +178,9 @@ class VideoWriter:
             self._tick = TICK
         else:
             # Ticks of a frame each; finer ones where the first frame comes late.
-            self._step = 1 if self._start == 0 else math.ceil(1 / TICK / self._rate)
+            self._step = 1 if self.start == 0 else math.ceil(1 / TICK / self._rate)
             self._tick = 1 / self._rate / self._step
-            self._next = round(self._start / self._tick)
+            self._next = round(self.start / self._tick)
         context.time_base = self._tick
         if self.lossless:
             stream.pix_fmt = "rgb24"
@@ -179,6 +190,8 @@ class VideoWriter:
             context.colorspace = Colorspace.ITU709
             context.color_range = ColorRange.MPEG
             context.color_primaries = context.color_trc = 1  # BT.709 in ITU-T H.273
+        if self._sound is not None:
+            self._sound.attach(self._container, self.path.suffix)
         return stream
 
 
