@@ -1,6 +1,7 @@
 """Frames come as a player shows them: exact levels, square pixels, upright, on white, HDR by the stated rule."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from kinema.errors import KinemaError
 from kinema.video import VideoReader, read_video, write_video
-from kinema.video.display import quarter_turns, square_pixels
+from kinema.video.display import Display, quarter_turns, square_pixels
 from videos import gray_ramp, make_video, plane_frame
 
 # Kr and Kb of ITU-R BT.601, BT.709 and BT.2020, under the numbers of ITU-T H.273.
@@ -253,3 +255,24 @@ def test_hdr_levels(tmp_path: Path, transfer: int, level: float, wanted: int):
     frame = read_video(hdr_file(tmp_path / "a.mkv", transfer, level)).frames[0]
     assert (frame == frame[0, 0, 0]).all()  # gray stays gray
     assert abs(int(frame[0, 0, 0]) - wanted) <= 1
+
+
+def test_dolby_vision_that_others_cannot_show_is_refused():
+    stream: Any = SimpleNamespace(sample_aspect_ratio=None, codec_context=av.CodecContext.create("hevc", "r"))
+    frame = plane_frame("yuv420p10le", 16, 16, [400, 512, 512])
+    for tag, matrix, is_refused in (("dvhe", 2, True), ("dvh1", 2, True), ("dvhe", 9, False), ("hvc1", 2, False)):
+        stream.codec_context.codec_tag = tag
+        frame.colorspace = matrix
+        display = Display(stream, stream.codec_context, "a.mp4", "path")
+        if is_refused:
+            with pytest.raises(KinemaError, match=r"`path` \(='a.mp4'\): .*Dolby Vision"):
+                display(frame)
+        else:
+            assert display(frame).shape == (16, 16, 3)
+
+
+def test_colours_of_another_kind_are_refused(tmp_path: Path):
+    frame = plane_frame("yuv444p", 16, 16, [120, 90, 170])
+    path = make_video(tmp_path / "a.mp4", [frame], pixel_format="yuv444p", settings={"colorspace": 14})
+    with pytest.raises(KinemaError, match="matrix 14"):
+        read_video(path)

@@ -12,10 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.video.colour import to_rgb
+from kinema.video.colour import UNSPECIFIED, to_rgb
 from kinema.video.source import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
+
+DOLBY_VISION = frozenset({"dvh1", "dvhe", "dav1"})
+"""Codec tags of Dolby Vision (ETSI TS 103 572). Profile 5, the one that other players cannot show, states no matrix."""
 
 WIDEST = 10
 """Width of a pixel over its height, or the inverse, from which on the file is taken to be wrong; real ones reach 4."""
@@ -49,6 +52,8 @@ class Display:
                 f"{self._argument} must have frames of at most {MAX_PIXELS:,} pixels, not {width}x{height}"
             )
         try:
+            if self._stream.codec_context.codec_tag in DOLBY_VISION and frame.colorspace == UNSPECIFIED:
+                raise KinemaError("colours (of Dolby Vision, profile 5) must be those that other players can show")
             pixels = to_rgb(frame, self._context)
         except KinemaError as error:
             raise KinemaError(f"{self._argument}: {error}") from error
