@@ -9,12 +9,14 @@ TEST_ENV := OMP_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-slow benchmarks lint format clean
+.PHONY: help setup lock demo test test-oldest test-newest test-slow benchmarks lint format clean
 
 help:
-	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools"
+	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools, as constraints.txt says"
+	@echo "make lock       constraints.txt anew; OPTIONS=--upgrade takes the newest versions"
 	@echo "make demo       clips from prompts and from an image, into demo/"
 	@echo "make test       lint, types and tests"
+	@echo "make test-oldest, make test-newest  the tests with the oldest and the newest versions of everything"
 	@echo "make test-slow  the tests that take minutes, or a GPU"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
 	@echo "make lint       lint and types alone"
@@ -23,21 +25,14 @@ help:
 
 setup: $(STAMP)
 
-# Any Python >= 3.11 that can make a virtual environment will do.
-$(STAMP): pyproject.toml
-	@if [ ! -x $(PYTHON) ]; then \
-		for candidate in python3 python3.13 python3.12 python3.11 python; do \
-			if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-				found=$$candidate; break; \
-			fi; \
-		done; \
-		if [ -z "$$found" ]; then echo "kinema needs Python >= 3.11 with the venv module, and found none" >&2; exit 1; fi; \
-		echo "Making $(VENV) with $$($$found --version)"; \
-		$$found -m venv $(VENV) || exit 1; \
-	fi
-	@echo "Installing kinema and what it needs into $(VENV): some minutes the first time"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -e ".[test,lint]"
+# The versions of constraints.txt: what is installed today is installed tomorrow, and on other machines.
+$(STAMP): pyproject.toml constraints.txt scripts/environment.sh
+	@sh scripts/environment.sh $(VENV) locked
 	@touch $@
+
+# Options go to uv: make lock OPTIONS="--upgrade-package torch"
+lock:
+	@sh scripts/lock.sh $(OPTIONS)
 
 demo: $(STAMP)
 	@$(PYTHON) -m kinema.apps.demo --out-dir demo --overwrite
@@ -49,6 +44,12 @@ lint: $(STAMP)
 
 test: lint
 	@$(TEST_ENV) $(PYTHON) -m pytest -q -n $(WORKERS)
+
+# The oldest versions that pyproject.toml allows, and the newest that there are, in environments of their own.
+test-oldest test-newest: test-%:
+	@sh scripts/environment.sh .venv-$* $*
+	@.venv-$*/bin/python scripts/versions.py
+	@$(TEST_ENV) .venv-$*/bin/python -m pytest -q -n $(WORKERS)
 
 test-slow: $(STAMP)
 	@$(TEST_ENV) $(PYTHON) -m pytest -q -m "slow or cuda"
@@ -63,4 +64,4 @@ format: $(STAMP)
 
 clean:
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +
