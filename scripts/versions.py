@@ -2,13 +2,12 @@
 
 import platform
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 
 names = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("kinema") or ()}
 found = [f"python {platform.python_version()}"]
 for name in sorted(names):
-    try:
+    with suppress(PackageNotFoundError):  # of an extra that is not installed
         found.append(f"{name} {version(name)}")
-    except PackageNotFoundError:
-        pass  # of an extra that is not installed
 print(", ".join(found))
