@@ -90,7 +90,8 @@ def report(work: Callable[[], None]) -> int:
     """Do some work, and name what was wrong with its input in one line on stderr.
 
     Returns:
-        The exit status: 0; 2 after a mistake of the user; 130 after an interruption.
+        The exit status: 0; 2 after a mistake of the user; 130 after an interruption, or 128 and the number of the
+        signal that a training stopped for.
     """
     try:
         work()
@@ -99,9 +100,9 @@ def report(work: Callable[[], None]) -> int:
     except (KinemaError, OSError) as error:
         sys.stderr.write(f"kinema: error: {one_line(error, longest=2000)}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("kinema: interrupted\n")
-        return 130
+        return getattr(stop, "status", 130)
     return 0
 
 

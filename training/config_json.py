@@ -18,6 +18,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def default_values(config: Any) -> dict[str, Any]:
+    """The settings of the configuration that have a default, with it, as what JSON can hold."""
+    fields = dataclasses.fields(config)
+    return {f.name: _to_json(f.default) for f in fields if f.default is not dataclasses.MISSING}
+
+
 def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
     """A configuration from what `to_dict` gives.
 
@@ -59,6 +65,8 @@ def _from_json(name: str, value: Any, hint: Any) -> Any:
             return tuple(_from_json(name, v, args[0]) for v in value)
         if len(args) == len(value):
             return tuple(_from_json(name, v, a) for v, a in zip(value, args, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {_from_json(name, key, args[0]): _from_json(name, v, args[1]) for key, v in value.items()}
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,32 +17,29 @@ from kinema.generation.attention import TileTopK, annealed_share, parse_pattern
 from kinema.generation.conditioning import Conditioning, flow_inputs, sample_first_step_conditioning
 from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
-from kinema.generation.prompts import missing_words
-from kinema.generation.text import (
-    TextFeatures,
-    TransformersTextEncoder,
-    WordTextEncoder,
-    build_word_tokenizer,
-)
+from kinema.generation.text import TextFeatures
 from kinema.generation.transformer.model import VideoTransformer
+from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
+from kinema.training.data.contents import data_contents
 from kinema.training.data.sources import CaptionedClips
-from kinema.training.entry import parse_arguments, run_log
+from kinema.training.entry import run_program
 from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash, model_hash
 from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.presets import DIFFUSION_PRESETS, select_preset
+from kinema.training.record import STATISTICS, Contents, Record, check_data, check_depends
+from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
+from kinema.training.text import load_pipeline, make_text_encoder, vocabulary_hash
 from kinema.training.tokenizer import load_tokenizer
 from kinema.video import to_uint8
-from kinema.weights import EMBEDDED, embedded_dir
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
-EncodeText = Callable[[Sequence[str]], TextFeatures]
 
 # Settings that decide what clips there are, so that kept latents depend on them.
 _CLIP_SETTINGS = (
@@ -55,7 +51,7 @@ _CLIP_SETTINGS = (
 class DiffusionTask(Task[Batch]):
     """A transformer, latents for it, and its loss."""
 
-    def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator, start: Record | None = None) -> None:
         self.config = config
         self.autocast, self.precision = accelerator.autocast, accelerator.mixed_precision
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
@@ -63,6 +59,9 @@ class DiffusionTask(Task[Batch]):
         if not self.vae.has_grid:
             kind = type(self.vae).__name__
             raise KinemaError(f"`tokenizer` (={config.tokenizer}, a {kind}) must have latents on a grid")
+        self.vae_hash = model_hash(self.vae, without=STATISTICS)
+        check_depends(config, "tokenizer", self.vae_hash, start)
+        keep_statistics(self.vae, start)
         with accelerator.main_process_first():  # it computes what is kept, the others find it
             self.clips = CaptionedClips(config)
             self.clips.check_captions()
@@ -70,7 +69,11 @@ class DiffusionTask(Task[Batch]):
             self.config = config = replace(config, fps=self.clips.fps)
             if accelerator.is_main_process:
                 self.clips.save_report(config.run_dir / "data_report.json")
-            self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips)
+            self.contents = data_contents(config.data, self.clips.sources, captions=True)
+            check_data(config, self.contents, start)
+            self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips, start)
+            self.text_hash = None if config.text_encoder is None else folder_hash(config.text_encoder)
+            check_depends(config, "text_encoder", self.text_hash, start)
             self.cache = self._cached_latents() if config.num_clips else None
         self.null_text = self.encode_text([""])
         torch.manual_seed(config.seed)
@@ -78,13 +81,16 @@ class DiffusionTask(Task[Batch]):
         text = (
             {"text_dim": self.null_text.values.shape[-1]} if floats else {"text_vocab_size": len(self.text_tokenizer)}
         )
-        self.model: Any = start_model(config, in_channels=self.vae.latent_channels, **text)
+        # A run that goes on has its weights in the checkpoint.
+        first = config if start is None else replace(config, init_from=None)
+        self.model: Any = start_model(first, in_channels=self.vae.latent_channels, **text)
         self.annealed = annealed_pattern(config)
         self.share = 1.0  # of the key tiles that the model sees while it is annealed
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
         self.shift = config.shift if config.shift is not None else shift_for_tokens(num_tokens)
+        self.score_name = f"loss on {config.validation_clips} validation clips"
         self.validation_prompts: list[str] = []
         self.validation = self._validation_batch() if accelerator.is_main_process else None
 
@@ -92,8 +98,8 @@ class DiffusionTask(Task[Batch]):
         config, values = self.config, to_dict(self.config)
         assert config.tokenizer is not None
         settings = {name: values[name] for name in _CLIP_SETTINGS} | {
-            "tokenizer": model_hash(self.vae),
-            "text": folder_hash(config.text_encoder) if config.text_encoder else self.text_tokenizer.get_vocab(),
+            "tokenizer": self.vae_hash,
+            "text": self.text_hash or vocabulary_hash(self.text_tokenizer),
             "text_max_length": config.text_max_length,
             "mixed_precision": self.precision,
             "clips": self.clips.fingerprint(),
@@ -101,6 +107,19 @@ class DiffusionTask(Task[Batch]):
         return cached_latents(
             config.run_cache_dir, settings, config.num_clips, self.clips, self._encode, self.encode_text
         )
+
+    def depends_on(self) -> dict[str, Any]:
+        """Which tokenizer and text encoder, by hash, and the statistics that latents are normalised with."""
+        config: Any = self.vae.config
+        statistics = {name: config[name] for name in STATISTICS}
+        return {"tokenizer": self.vae_hash, "text_encoder": self.text_hash} | statistics
+
+    def data_contents(self) -> Contents:
+        return self.contents
+
+    def save_vocabulary(self, folder: Path) -> None:
+        if self.text_model is None:
+            self.text_tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
@@ -299,43 +318,15 @@ def start_model(config: DiffusionTrainingConfig, **arguments: int) -> VideoTrans
     return fresh
 
 
-def load_pipeline(folder: Path, argument: str) -> Any:
-    """The pipeline in a folder, or the embedded one of this name, for the setting `argument`.
-
-    Raises:
-        KinemaError: the folder holds none.
-    """
-    try:
-        embedded = str(folder) in EMBEDDED and not folder.is_dir()
-        return KinemaPipeline.from_pretrained(embedded_dir(str(folder)) if embedded else folder)
-    except KinemaError as error:
-        raise KinemaError(f"`{argument}` (={folder}) must be the folder of a pipeline: {error}") from error
-
-
-def make_text_encoder(config: DiffusionTrainingConfig, clips: CaptionedClips) -> tuple[Any, Any, EncodeText]:
-    """Text tokenizer, text model (None for a vocabulary of words) and the encoder made of them."""
-    if config.text_encoder is None:
-        words: Sequence[str] = clips.words()
-        if not words:
-            raise KinemaError(f"`data` (={', '.join(config.data)}) must have captions")
-        tokenizer = build_word_tokenizer(words)
-        if config.init_from is not None:  # its embeddings belong to its own words
-            tokenizer = load_pipeline(config.init_from, "init_from").tokenizer
-            unknown = sorted(missing_words(tokenizer, " ".join(words)))
-            if unknown:
-                raise KinemaError(
-                    f"`init_from` (={config.init_from}) must know the words of `data`, and lacks {', '.join(unknown)}"
-                )
-        return tokenizer, None, WordTextEncoder(tokenizer, config.text_max_length)
-    from transformers import AutoModelForTextEncoding, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.text_encoder)
-        model = AutoModelForTextEncoding.from_pretrained(config.text_encoder, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise KinemaError(f"`text_encoder` (={config.text_encoder}) must hold a text encoder: {reason}") from error
-    return tokenizer, model, TransformersTextEncoder(tokenizer, model, config.text_max_length)
+def keep_statistics(vae: LatentTokenizer, start: Record | None) -> None:
+    """A run that goes on normalises latents as it began, also where the tokenizer's folder has other figures now."""
+    statistics = None if start is None else start.statistics
+    if start is None or statistics is None:
+        return
+    config: Any = vae.config
+    if [list(config[name] or ()) for name in STATISTICS] != [list(values) for values in statistics]:
+        logger.warning("the tokenizer has other statistics of latents now; the run keeps those of %s", start.path)
+        vae.set_latent_statistics(*map(torch.tensor, statistics))
 
 
 def train(config: DiffusionTrainingConfig) -> Path:
@@ -346,9 +337,9 @@ def train(config: DiffusionTrainingConfig) -> Path:
     """
     select_preset(DIFFUSION_PRESETS, config.preset)
     accelerator = make_accelerator(config)
-    with run_log(config.run_dir, accelerator.is_main_process):
-        task = DiffusionTask(config, accelerator)
-        return run_loop(task, task.config, accelerator)
+    with open_run(config, accelerator) as run:
+        task = DiffusionTask(run.config, accelerator, run.start)
+        return run_loop(task, replace(run, config=task.config), accelerator)
 
 
 def main(argv: list[str] | None = None, program: str = "train_diffusion") -> None:
@@ -357,4 +348,4 @@ def main(argv: list[str] | None = None, program: str = "train_diffusion") -> Non
     Raises:
         KinemaError: what the command line asks for is not allowed.
     """
-    train(parse_arguments(DIFFUSION_PRESETS, argv, program))
+    run_program(train, DIFFUSION_PRESETS, argv, program)

@@ -1,13 +1,11 @@
-"""What the two training scripts share: arguments and log file."""
+"""What the two training programs share: arguments, and an end when a signal asks for it."""
 
 import dataclasses
 import io
-import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import Annotated, TypeVar
 
 import tyro
@@ -15,9 +13,23 @@ import tyro
 from kinema.errors import KinemaError
 from kinema.training.config import TrainingConfig
 from kinema.training.presets import select_preset
+from kinema.training.stopping import raised_signals
 
 Config = TypeVar("Config", bound=TrainingConfig)
 Parsed = TypeVar("Parsed")
+
+
+def run_program(
+    train: Callable[[Config], object], presets: dict[str, Config], argv: list[str] | None, program: str
+) -> None:
+    """Trains as a command line `PRESET [--setting value ...]` asks for.
+
+    Raises:
+        KinemaError: what the command line asks for is not allowed.
+        Stopped: a signal asked the training to end; it can go on with `--resume`.
+    """
+    with raised_signals():
+        train(parse_arguments(presets, argv, program))
 
 
 def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program: str) -> Config:
@@ -70,29 +82,3 @@ def unboxed(text: str) -> str:
     lines = [match[1].strip() for match in re.finditer(r"^│(.*)│\s*$", text, flags=re.MULTILINE)]
     rule = next((i for i, line in enumerate(lines) if line and set(line) == {"─"}), len(lines))
     return " ".join(lines[:rule]) or " ".join(text.split())
-
-
-@contextmanager
-def run_log(run_dir: Path, is_main_process: bool) -> Iterator[None]:
-    """Within, kinema's log goes to the terminal and to `train.log` in the run's folder."""
-    if not is_main_process:
-        yield
-        return
-    is_new = not run_dir.exists()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    root = logging.getLogger("kinema")
-    level = root.level
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(run_dir / "train.log", delay=True)]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
-        if is_new and not any(run_dir.iterdir()):  # a mistake was found before anything was done
-            run_dir.rmdir()

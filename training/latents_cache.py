@@ -1,50 +1,78 @@
 """Latents and text features computed once, kept in safetensors shards, and reused while nothing they depend on changes.
 
-    latents-<key>/manifest.json, shard-00000.safetensors (latents, text, mask), shard-00000.json (captions)
+    latents-<key>/shard-00000.safetensors (latents, text, mask; in its metadata captions and a checksum), settings.json
 
-The key is a hash of the tokenizer's weights, the text vocabulary and the data settings. Shards are written one by one,
-each whole or not at all, so that an interrupted computation goes on where it was; the manifest comes last.
+The key is a hash of the tokenizer's weights, the text vocabulary and the data settings, which `settings.json` shows.
+Shards are written one by one, each whole or not at all, so that an interrupted computation goes on where it was. Two
+runs may share a folder. A shard that is damaged is named and computed again.
 """
 
 import hashlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kinema.errors import KinemaError
 from kinema.files import atomic_path
 from kinema.generation.text import TextFeatures, concatenate
+from kinema.loading import one_line
 
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 1024
 _BATCH = 32
+_FORMAT = 2
+"""Of the shards; 1 had no checksums."""
+
+
+class Shard(NamedTuple):
+    """The latents of some clips.
+
+    Attributes:
+        latents: float16 ``(n, z, t', h', w')``.
+        text: word ids or features of the captions, see `TextFeatures`.
+        mask: likewise.
+        captions: of the clips.
+    """
+
+    latents: Tensor
+    text: Tensor
+    mask: Tensor
+    captions: list[str]
+
+    def checksum(self) -> str:
+        """SHA-256 of all of it."""
+        digest = hashlib.sha256(json.dumps(self.captions).encode())
+        for tensor in (self.latents, self.text, self.mask):
+            _update(digest, tensor)
+        return digest.hexdigest()
 
 
 class LatentsCache:
     """Latents with text, by number.
 
     Args:
-        folder: a complete folder, as made by `cached_latents`.
+        shards: of `SHARD_SIZE` clips each, but the last.
 
     Attributes:
         captions: the caption of each clip.
     """
 
-    def __init__(self, folder: Path) -> None:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        self._shards = [load_file(folder / f"{name}.safetensors") for name in manifest["shards"]]
-        self.captions: list[str] = []
-        for name in manifest["shards"]:
-            self.captions += json.loads((folder / f"{name}.json").read_text())
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self.captions: list[str] = [caption for shard in shards for caption in shard.captions]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -54,8 +82,8 @@ class LatentsCache:
         latents, texts = [], []
         for index in indices:
             shard, row = self._shards[index // SHARD_SIZE], index % SHARD_SIZE
-            latents.append(shard["latents"][row])
-            texts.append(TextFeatures(shard["text"][row : row + 1], shard["mask"][row : row + 1]))
+            latents.append(shard.latents[row])
+            texts.append(TextFeatures(shard.text[row : row + 1], shard.mask[row : row + 1]))
         return torch.stack(latents).float(), concatenate(texts).trim()
 
 
@@ -76,33 +104,40 @@ def cached_latents(
         make_clips: clips ``(b, 3, t, h, w)`` and captions by number.
         encode: latents ``(b, z, t', h', w')`` of clips.
         encode_text: text features of captions.
+
+    Raises:
+        KinemaError: A shard cannot be written: the disk is full, say.
     """
-    described = json.dumps(settings | {"num_clips": num_clips, "shard_size": SHARD_SIZE}, sort_keys=True)
-    folder = parent / f"latents-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
-    if (folder / "manifest.json").is_file():
-        logger.info("latents of %d clips reused from %s", num_clips, folder)
-        return LatentsCache(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"shard-{number:05d}" for number in range(-(-num_clips // SHARD_SIZE))]
+    described = settings | {"num_clips": num_clips, "shard_size": SHARD_SIZE, "format": _FORMAT}
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    folder = parent / f"latents-{key}"
+    shards: list[Shard] = []
+    computed = 0
     with tqdm(total=num_clips, desc="latents", unit="clip", disable=not sys.stderr.isatty()) as bar:
-        for number, name in enumerate(names):
-            first, last = number * SHARD_SIZE, min(num_clips, (number + 1) * SHARD_SIZE)
-            if not (folder / f"{name}.safetensors").is_file():
-                _write_shard(folder / name, range(first, last), make_clips, encode, encode_text, bar.update)
-                logger.info("latents of %d/%d clips computed", last, num_clips)
-    manifest = {"shards": names, "settings": json.loads(described)}
-    _write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    return LatentsCache(folder)
+        for first in range(0, num_clips, SHARD_SIZE):
+            indices = range(first, min(num_clips, first + SHARD_SIZE))
+            file = folder / f"shard-{first // SHARD_SIZE:05d}.safetensors"
+            shard = _read_shard(file, len(indices))
+            if shard is None:
+                shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update)
+                _write_shard(file, shard)
+                computed += len(indices)
+                logger.info("latents of %d/%d clips computed", indices.stop, num_clips)
+            shards.append(shard)
+    if computed:
+        _write_text(folder / "settings.json", json.dumps(described, indent=2) + "\n")
+    else:
+        logger.info("latents of %d clips reused from %s", num_clips, folder)
+    return LatentsCache(shards)
 
 
-def _write_shard(
-    path: Path,
+def _compute_shard(
     indices: range,
     make_clips: Callable[[range], tuple[Tensor, list[str]]],
     encode: Callable[[Tensor], Tensor],
     encode_text: Callable[[Sequence[str]], TextFeatures],
     advance: Callable[[int], object],
-) -> None:
+) -> Shard:
     latents: list[Tensor] = []
     captions: list[str] = []
     for first in range(indices.start, indices.stop, _BATCH):
@@ -113,10 +148,34 @@ def _write_shard(
         advance(len(some))
     text = encode_text(captions).to("cpu")
     values = text.values.half() if text.values.is_floating_point() else text.values
-    tensors = {"latents": torch.cat(latents).contiguous(), "text": values.contiguous(), "mask": text.mask.contiguous()}
-    _write_text(path.with_suffix(".json"), json.dumps(captions))
-    with atomic_path(path.with_suffix(".safetensors")) as temporary:
-        save_file(tensors, temporary)
+    return Shard(torch.cat(latents).contiguous(), values.contiguous(), text.mask.contiguous(), captions)
+
+
+def _write_shard(file: Path, shard: Shard) -> None:
+    tensors = {"latents": shard.latents, "text": shard.text, "mask": shard.mask}
+    metadata = {"captions": json.dumps(shard.captions), "sha256": shard.checksum()}
+    try:
+        with atomic_path(file) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise KinemaError(f"`cache_dir` (={file.parent}) must take latents, and does not: {one_line(error)}") from error
+
+
+def _read_shard(file: Path, num_clips: int) -> Shard | None:
+    """A shard that was computed before; None where there is none, or a damaged one, which is named."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            latents, text, mask = (opened.get_tensor(name) for name in ("latents", "text", "mask"))
+            shard = Shard(latents, text, mask, json.loads(metadata["captions"]))
+        if shard.checksum() != metadata["sha256"] or len(shard.captions) != num_clips:
+            raise ValueError("its checksum is another")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        logger.warning("damaged, and computed again: %s (%s)", file, one_line(error, 120))
+        return None
+    return shard
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -124,14 +183,38 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def model_hash(model: nn.Module) -> str:
-    """A hash of a model's weights and settings, wherever it came from: a folder, a file, a hub."""
+def remove_stale(parent: Path, min_age: float) -> None:
+    """Removes temporary files that a killed process left among the caches.
+
+    Args:
+        parent: folder of all caches.
+        min_age: seconds since a file was last written to.
+    """
+    for folder in (parent, *parent.glob("latents-*")):
+        for file in folder.glob(".kinema-*"):
+            with suppress(OSError):  # another process may do the same
+                if time.time() - file.stat().st_mtime >= min_age:
+                    file.unlink()
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def model_hash(model: nn.Module, without: Sequence[str] = ()) -> str:
+    """A hash of a model's weights and settings, wherever it came from: a folder, a file, a hub.
+
+    Args:
+        model: with or without a `config`.
+        without: settings that do not count.
+    """
     settings: Any = dict(getattr(model, "config", {}))
-    own = {name: value for name, value in settings.items() if not name.startswith("_")}
+    own = {name: value for name, value in settings.items() if not name.startswith("_") and name not in without}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} ".encode())
+        _update(digest, weight)
     return digest.hexdigest()
 
 

@@ -3,13 +3,10 @@
 import json
 import logging
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic
@@ -17,47 +14,54 @@ from typing import Any, Generic
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line
 from kinema.machine import computes_bf16
-from kinema.training.checkpoint import Checkpoints, TrainingState, write_folder
+from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoint, step_of
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
+from kinema.training.folders import write_folder
 from kinema.training.optimization import Learner, adamw, any_process, make_optimizer
+from kinema.training.record import (
+    VOCABULARY,
+    check_model,
+    log_changes,
+    model_config,
+    read_record,
+    write_record,
+)
+from kinema.training.run import Run
 from kinema.training.samples import save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
+from kinema.training.stopping import stop_signals
 from kinema.training.task import Batch, Companion, Task
 
 logger = logging.getLogger(__name__)
 
 
-def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -> Path:
+def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
     """Trains until `num_steps` or `max_minutes`; a run that was stopped goes on with `config.resume`.
 
-    The run's folder gets `config.json`, `train.log`, `logs/` (TensorBoard), `samples/`, `checkpoints/`, and at the
-    end `model/` with the averaged weights: those of the best evaluation, or the last where evaluations give no score.
+    The run's folder gets `config.json`, `logs/` (TensorBoard), `samples/`, `checkpoints/`, and at the end `model/` with
+    the averaged weights: those of the best evaluation, or the last where evaluations give no score.
 
     Returns:
         The folder `model/`.
 
     Raises:
-        KinemaError: the run's folder holds a training and `resume` is not set.
+        KinemaError: the checkpoint is not of this model, or the data is other data.
+        Stopped: a signal asked for it; the checkpoint and `model/` are written.
     """
-    run_dir, device, rank = config.run_dir, accelerator.device, accelerator.process_index
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_last, task.score_name)
-    if checkpoints.all() and not config.resume:
-        raise KinemaError(f"`output` (={run_dir}) must be a new folder, or `--resume` be given: it holds a training")
-    if accelerator.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        log_changes(config, run_dir / "config.json")
-        save_config(config, run_dir / "config.json")
-    accelerator.wait_for_everyone()
-
-    if not checkpoints.all():
+    config: TrainingConfig = run.config
+    checkpoints, device, rank = run.checkpoints, accelerator.device, accelerator.process_index
+    checkpoints.score_name = task.score_name
+    if run.start is None:
         task.prepare()
     optimizer = make_optimizer(task.model, config, device)
     # The average comes first: a prepared model's `forward` is another one.
@@ -66,7 +70,16 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
     companion = start_companion(task.companion, config, accelerator)
     trained = (learner.plain, ema, learner.optimizer)
     beside = None if companion is None else (companion.plain, companion.optimizer)
-    state = checkpoints.load_last(*trained, beside) or TrainingState(score_name=task.score_name)
+    state = TrainingState(score_name=task.score_name)
+    if run.start is not None:
+        check_model(task.model, run.start)
+        state = load_checkpoint(run.start.path, *trained, beside)
+    accelerator.wait_for_everyone()  # the checkpoint fits, in all processes
+    if accelerator.is_main_process:
+        if run.start is not None:
+            log_changes(config, run.start)
+            checkpoints.set_aside_damaged()
+        save_config(config, config.run_dir / "config.json")
     if state.score_name != task.score_name:
         logger.info("the score was %s and is %s: earlier ones do not count", state.score_name, task.score_name)
         state.best_score, state.score_name = None, task.score_name
@@ -91,7 +104,7 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
             ended = any_process(accelerator, finished or out_of_time)
             done = any_process(accelerator, ended or stop_asked())
             due = [ended or (state.step > first_step and state.step % every == 0) for every in intervals]
-            # A stop on request saves, and leaves no other mark: the run that goes on is the one that was never stopped.
+            # On a requested stop, only save a checkpoint, so that a resumed run equals an uninterrupted one.
             due[2] |= done
             improved = False
             if due[0] and accelerator.is_main_process:
@@ -106,9 +119,11 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                 samples = task.sample(ema.model)
                 if samples is not None:
                     writer = accelerator.get_tracker("tensorboard", unwrap=True)
-                    save_samples(samples, run_dir / "samples", state.step, writer)
+                    save_samples(samples, config.run_dir / "samples", state.step, writer)
             if (due[2] or improved) and accelerator.is_main_process:
-                checkpoints.save(*trained, state, beside)
+                # A checkpoint whose weights were not trained with the new settings keeps those that it has.
+                settings = run.start.config if run.start and state.step == first_step else to_dict(config)
+                checkpoints.save(*trained, state, beside, partial(write_more, task, settings))
             state.score = None  # it belongs to the weights of this step alone
             accelerator.wait_for_everyone()
             if done:
@@ -153,28 +168,41 @@ def train(task: Task[Batch], config: TrainingConfig, accelerator: Accelerator) -
                     left = time_left(state, config, numbers["seconds_per_step"])
                     logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
 
-    model_dir = run_dir / "model"
+    model_dir = config.run_dir / "model"
     if accelerator.is_main_process:
-        best = checkpoints.best()
-        if best is not None:
-            ema.model.load_state_dict(load_file(best / "ema.safetensors"))
-        write_folder(model_dir, lambda folder: task.export(ema.model, folder))
-        save_config(config, model_dir / "training_config.json")
-        logger.info("step %d: %s written", state.step, model_dir)
+        export(task, config, checkpoints, ema, model_dir)
     accelerator.end_training()
+    stop_asked.finish()
     return model_dir
 
 
-def log_changes(config: TrainingConfig, path: Path) -> None:
-    """Says which settings differ from those that the run had so far."""
-    if path.is_file():
-        before, now = json.loads(path.read_text()), to_dict(config)
-        changes = [
-            f"{name} {before.get(name)} -> {now[name]}"
-            for name in now
-            if name != "resume" and before.get(name) != now[name]
-        ]
-        logger.info("settings changed: %s", "; ".join(changes) or "none")
+def write_more(task: Task[Any], settings: dict[str, Any], folder: Path) -> None:
+    """Writes what the weights depend on into a checkpoint."""
+    write_record(folder, settings, model_config(task.model), task.depends_on(), task.data_contents())
+    task.save_vocabulary(folder / VOCABULARY)
+
+
+def export(task: Task[Any], config: TrainingConfig, checkpoints: Checkpoints, ema: EMA, model_dir: Path) -> None:
+    """Writes `model/`: the weights of the best evaluation, or the last, with the settings they were trained with."""
+    path = checkpoints.best_intact()
+    if path is not None:
+        ema.model.load_state_dict(load_file(path / "ema.safetensors"))
+    else:
+        path = checkpoints.all()[-1]  # just written, of the weights as they are
+    settings = read_record(path).config or to_dict(config)
+
+    def write(folder: Path) -> None:
+        task.export(ema.model, folder)
+        (folder / "training_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    try:
+        write_folder(model_dir, write)
+    except (OSError, SafetensorError) as error:
+        raise KinemaError(
+            f"`output` (={config.run_dir}) must take the model, and does not: {one_line(error)}; `--resume` writes it"
+            " once there is room"
+        ) from error
+    logger.info("%s written: the weights of step %d", model_dir, step_of(path))
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -302,28 +330,6 @@ class Meter:
         numbers["seconds_per_step"] = self.seconds / self.steps
         self.reset()
         return numbers
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within, an interrupt or a request to end is noted, so that the run can save and stop; a second one ends it."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def note(number: int, _: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        logger.info("stopping after this step (signal %d)", number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

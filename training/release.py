@@ -18,7 +18,7 @@ import torch
 from kinema import KinemaPipeline
 from kinema.errors import KinemaError
 from kinema.tokenizers.published.loading import load_tokenizer
-from kinema.training.checkpoint import recover_folders, write_folder
+from kinema.training.folders import recover_folders, write_folder
 
 _KEPT = ("README.md", "first_stage.json")
 _PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kinema.training.record import Contents
 from kinema.training.samples import Samples
 
 Batch = TypeVar("Batch")
@@ -37,6 +38,17 @@ class Task(ABC, Generic[Batch]):
     companion: Companion | None = None
     score_name: str = "score"
     """What `evaluate`'s score is a score of; scores of another name are not compared with it."""
+
+    def depends_on(self) -> dict[str, Any]:
+        """What the weights depend on beside settings, model and data, as JSON can hold it; checkpoints have it."""
+        return {}
+
+    def data_contents(self) -> Contents:
+        """What the data consists of, see `kinema.training.data.contents`; checkpoints have it."""
+        return {}
+
+    def save_vocabulary(self, folder: Path) -> None:
+        """Writes the vocabulary that the weights belong to, if there is one, into a checkpoint."""
 
     def prepare(self) -> None:
         """Sets up the model's first weights; not called when a training is resumed."""

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from kinema.tokenizers.quantizers.usage import CodebookUsage
 from kinema.tokenizers.registry import make_tokenizer
 from kinema.training.config import TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
-from kinema.training.entry import parse_arguments, run_log
+from kinema.training.data.contents import data_contents
+from kinema.training.entry import run_program
 from kinema.training.latent_statistics import measure_latents
+from kinema.training.latents_cache import model_hash
 from kinema.training.loop import make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.losses.adversarial import Adversary, last_weight
@@ -34,6 +37,8 @@ from kinema.training.losses.perceptual import make_lpips, some_frames
 from kinema.training.losses.reconstruction import charbonnier, l1, mse
 from kinema.training.optimization import process_mean
 from kinema.training.presets import TOKENIZER_PRESETS, select_preset
+from kinema.training.record import Contents, Record, check_data, check_depends
+from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.task import Companion, Task
@@ -48,14 +53,21 @@ class TokenizerTask(Task[Tensor]):
     """A tokenizer, clips for it, and its loss."""
 
     def __init__(
-        self, config: TokenizerTrainingConfig, accelerator: Accelerator, model: nn.Module | None = None
+        self,
+        config: TokenizerTrainingConfig,
+        accelerator: Accelerator,
+        model: nn.Module | None = None,
+        start: Record | None = None,
     ) -> None:
         self.config = config
         torch.manual_seed(config.seed)
         self.transfer_from: Any = None
         if model is None:
-            model, self.transfer_from = start_model(config)
+            # A run that goes on has its weights in the checkpoint.
+            model, self.transfer_from = start_model(config if start is None else replace(config, init_from=None))
         self.model: Any = model
+        if start is not None and start.statistics is not None:
+            self.model.set_latent_statistics(*map(torch.tensor, start.statistics))
         if config.init_linear or config.init_from is not None:
             self.model.freeze_linear()
         if config.freeze_encoder:
@@ -79,9 +91,21 @@ class TokenizerTask(Task[Tensor]):
         if config.image_vae is not None:
             ratio = self.model.spatial_compression_ratio
             self.image_vae = ImageVAE(config.image_vae, self.model.latent_channels, ratio, accelerator.device)
+        self.depends = {"image_vae": None if self.image_vae is None else model_hash(self.image_vae.vae)}
+        check_depends(config, "image_vae", self.depends["image_vae"], start)
+        sources = [source for source in self.batches.sources if source is not None]
+        toyboxes = list(self.batches.toyboxes.values())[:1]  # one a shape, of the same objects
+        self.contents = data_contents(config.data, [*sources, *toyboxes], captions=False)
+        check_data(config, self.contents, start)
         size = getattr(self.model.quantizer, "codebook_size", None)
         self.usage = None if size is None else CodebookUsage(size)
         self.step = 0
+
+    def depends_on(self) -> dict[str, Any]:
+        return self.depends
+
+    def data_contents(self) -> Contents:
+        return self.contents
 
     def prepare(self) -> None:
         """Starts from a tokenizer with another bottleneck or from the best linear code, as the configuration says."""
@@ -331,19 +355,6 @@ def load_tokenizer(name: Path | None, argument: str = "tokenizer") -> Any:
     return tokenizer
 
 
-def check_resume(config: TokenizerTrainingConfig) -> None:
-    """The statistics that normalise frozen latents are in `init_from`, not in checkpoints.
-
-    Raises:
-        KinemaError: the run had `init_from`, and is resumed without.
-    """
-    before = config.run_dir / "config.json"
-    if config.resume and config.freeze_encoder and config.init_from is None and before.is_file():
-        given = json.loads(before.read_text()).get("init_from")
-        if given is not None:
-            raise KinemaError(f"`init_from` (=None) must be {given} again, with which the run began")
-
-
 def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Path:
     """Trains a tokenizer (a new one of the preset, unless one is given) and returns the folder of the result.
 
@@ -352,10 +363,9 @@ def train(config: TokenizerTrainingConfig, model: nn.Module | None = None) -> Pa
     """
     if model is None:
         select_preset(TOKENIZER_PRESETS, config.preset)
-    check_resume(config)
     accelerator = make_accelerator(config)
-    with run_log(config.run_dir, accelerator.is_main_process):
-        return run_loop(TokenizerTask(config, accelerator, model), config, accelerator)
+    with open_run(config, accelerator) as run:
+        return run_loop(TokenizerTask(run.config, accelerator, model, run.start), run, accelerator)
 
 
 def main(argv: list[str] | None = None, program: str = "train_tokenizer") -> None:
@@ -364,4 +374,4 @@ def main(argv: list[str] | None = None, program: str = "train_tokenizer") -> Non
     Raises:
         KinemaError: what the command line asks for is not allowed.
     """
-    train(parse_arguments(TOKENIZER_PRESETS, argv, program))
+    run_program(train, TOKENIZER_PRESETS, argv, program)

@@ -2,15 +2,15 @@
 
 import sys
 
-from kinema.errors import KinemaError
+from kinema.apps.cli import report
 from kinema.machine import share_cores
 
 if __name__ == "__main__":
     share_cores()
-    from kinema.training.tokenizer import main
 
-    try:
+    def train() -> None:
+        from kinema.training.tokenizer import main
+
         main()
-    except KinemaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    sys.exit(report(train))

@@ -3,6 +3,8 @@
 import argparse
 import importlib
 
+from kinema.training.stopping import delayed_signals
+
 HELP = "train a tokenizer or a generator"
 
 TRAINERS = {"tokenizer": "kinema.training.tokenizer", "diffusion": "kinema.training.diffusion"}
@@ -25,4 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Hand over to the trainer."""
-    importlib.import_module(TRAINERS[arguments.kind]).main(arguments.arguments, f"kinema train {arguments.kind}")
+    with delayed_signals():
+        trainer = importlib.import_module(TRAINERS[arguments.kind])
+    trainer.main(arguments.arguments, f"kinema train {arguments.kind}")

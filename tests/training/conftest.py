@@ -1,6 +1,7 @@
 """What the tests of training share: tiny videos, tiny models, a fresh accelerator for each test."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.training import loop
+from kinema.training.stopping import StopRequest
 from kinema.video import write_video
 
 
@@ -24,6 +27,31 @@ def fresh_accelerator() -> Iterator[None]:
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+class StopAfter(StopRequest):
+    """As if asked to stop after some steps, but by no signal."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.steps_left = num_steps
+
+    def __call__(self) -> bool:
+        self.steps_left -= 1
+        return self.steps_left < 0
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with stop_after(k):` trainings within stop as if they were asked to after k steps."""
+
+    @contextmanager
+    def stopping(num_steps: int) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "stop_signals", lambda: nullcontext(StopAfter(num_steps)))
+            yield
+
+    return stopping
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_dry_run_stores_nothing(folder: Path, data: str, capsys: pytest.Captur
     ("options", "said"),
     [
         (["--tokenizer", "missing", "--data", "toybox"], "`--tokenizer` (='missing')"),
-        (["--tokenizer", "FOLDER", "--data", "missing"], "`data` (=missing)"),
+        (["--tokenizer", "FOLDER", "--data", "missing"], "`data` (='missing')"),
         (["--tokenizer", "FOLDER", "--data", "toybox", "--shape", "5x5"], "`--shape` (=5x5)"),
         (["--tokenizer", "FOLDER", "--data", "toybox", "--num-clips", "0"], "`--num-clips` (=0)"),
         (["--tokenizer", "FOLDER", "--data", "toybox", "--balance", "2"], "`--balance` (=2)"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers import T5Config, T5EncoderModel
 from kinema.errors import KinemaError
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
-from kinema.training import loop
 from kinema.training.checkpoint import read_state
 from kinema.training.config import DiffusionTrainingConfig, from_dict
 from kinema.training.diffusion import DiffusionTask, epoch_order, load_pipeline, train
@@ -51,17 +49,11 @@ def checkpoint_files(run, step):
 
 
 @pytest.mark.parametrize("num_clips", [8, 0], ids=["kept latents", "fresh clips"])
-def test_resume_is_bit_exact(config, tmp_path, monkeypatch, num_clips):
+def test_resume_is_bit_exact(config, tmp_path, stop_after, num_clips):
     config = dataclasses.replace(config, num_clips=num_clips)
     train(dataclasses.replace(config, output=tmp_path / "whole"))
 
-    @contextmanager
-    def signals():
-        calls = iter(range(1000))
-        yield lambda: next(calls) >= 3
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_signals", signals)
+    with stop_after(3):
         train(config)
     train(dataclasses.replace(config, resume=True))
     whole, resumed = checkpoint_files(tmp_path / "whole", 6), checkpoint_files(tmp_path / "run", 6)

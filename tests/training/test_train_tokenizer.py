@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,11 @@ from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
-from kinema.training import loop
 from kinema.training.checkpoint import Checkpoints, read_state
 from kinema.training.config import VALIDATION_PREFIXES, TokenizerTrainingConfig, from_dict
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.data.clips import centre_clips
+from kinema.training.manifest import write_manifest
 from kinema.training.tokenizer import AFTER_TRAINING, LongClips, train
 
 
@@ -55,24 +55,12 @@ def checkpoint_files(run: Path, step: int) -> dict[str, torch.Tensor]:
     return {f"{f.stem}/{k}": v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
 
 
-def stop_after(monkeypatch, num_steps: int | None) -> None:
-    """Makes a training stop as if it were asked to after some steps; None: no longer."""
-
-    @contextmanager
-    def signals():
-        calls = iter(range(1000))
-        yield lambda: num_steps is not None and next(calls) >= num_steps
-
-    monkeypatch.setattr(loop, "stop_signals", signals)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_resume_is_bit_exact(config, tmp_path, monkeypatch, num_workers):
+def test_resume_is_bit_exact(config, tmp_path, stop_after, num_workers):
     config = dataclasses.replace(config, num_workers=num_workers)
     train(dataclasses.replace(config, output=tmp_path / "whole"), tiny())
     whole = checkpoint_files(tmp_path / "whole", 6)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
+    with stop_after(3):
         train(config, tiny())
     assert read_state(tmp_path / "run/checkpoints/step-00000003").step == 3
     train(dataclasses.replace(config, resume=True), tiny())
@@ -165,6 +153,7 @@ def test_scores_of_another_kind_do_not_count(config, change):
     train(dataclasses.replace(config, num_steps=3, save_every=3), tiny())
     path = config.run_dir / "checkpoints/step-00000003/state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"score": 99.0, "best_score": 99.0}))
+    write_manifest(path.parent)
     train(dataclasses.replace(config, resume=True, **change), tiny())
     checkpoints = Checkpoints(config.run_dir / "checkpoints")
     best, state = checkpoints.best(), read_state(checkpoints.all()[-1])
@@ -172,10 +161,10 @@ def test_scores_of_another_kind_do_not_count(config, change):
     assert (best.name, state.best_score == 99.0) == (("step-00000006", False) if change else ("step-00000003", True))
 
 
-def test_a_stop_on_request_saves_and_does_nothing_else(config, monkeypatch):
+def test_a_stop_on_request_saves_and_does_nothing_else(config, stop_after):
     """Who asks a machine to stop may not wait for evaluations and clips."""
-    stop_after(monkeypatch, 2)
-    model_dir = train(config, tiny())
+    with stop_after(2):
+        model_dir = train(config, tiny())
     state = read_state(config.run_dir / "checkpoints/step-00000002")
     assert (state.score, state.best_score, state.metrics) == (None, None, {})
     assert not (config.run_dir / "samples").exists()
@@ -196,12 +185,19 @@ def test_statistics_and_starts_see_the_longest_clips(config):
     assert not torch.equal(clips[1], clips[2])
 
 
-def test_frozen_latents_need_the_statistics_they_began_with(config, tmp_path):
+def test_frozen_latents_keep_the_statistics_they_began_with(config, tmp_path):
+    """The checkpoint has them, so that the run goes on without the tokenizer that it began with."""
     first = train(dataclasses.replace(config, output=tmp_path / "first", num_steps=1), tiny())
     frozen = dataclasses.replace(config, freeze_encoder=True, init_from=first, num_steps=1)
     train(frozen, CausalVideoTokenizer.from_pretrained(first))
-    with pytest.raises(KinemaError, match=r"`init_from` \(=None\) must be .*first/model again"):
-        train(dataclasses.replace(frozen, init_from=None, resume=True), tiny())
+    shutil.move(first, tmp_path / "elsewhere")
+    again = train(dataclasses.replace(frozen, init_from=None, resume=True, num_steps=2), tiny())
+    before, after = (CausalVideoTokenizer.from_pretrained(folder) for folder in (tmp_path / "elsewhere", again))
+    assert after.config["latents_mean"] == before.config["latents_mean"] != None  # noqa: E711
+    assert after.config["latents_std"] == before.config["latents_std"]
+    assert json.loads((again / "training_config.json").read_text())["init_from"] == str(first)
+    with pytest.raises(KinemaError, match=r"`init_from` \(=other\) must stay .*first/model"):
+        train(dataclasses.replace(frozen, init_from=Path("other"), resume=True, num_steps=3), tiny())
 
 
 def test_unknown_preset(config):
