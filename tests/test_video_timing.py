@@ -183,6 +183,8 @@ def test_damaged_times_do_not_repeat_a_frame_for_ever(tmp_path: Path):
     path = make_video(tmp_path / "a.mkv", gray_ramp(3), [0, 0.5, 1e6], options={"bf": "0"})
     with pytest.raises(KinemaError, match="times are damaged"):
         read_video(path, fps=24)
+    with VideoReader(path) as reader, pytest.raises(KinemaError, match="times are damaged"):
+        list(reader.timed())
     assert len(read_video(path).frames) == 3
 
 
@@ -192,3 +194,59 @@ def test_reader_starts_anew(tmp_path: Path):
         first = next(iter(reader))
         assert [len(list(reader)), len(list(reader.timed()))] == [5, 5]
         assert int((next(iter(reader)) != first).sum()) == 0
+
+
+def put_times(source: Path, target: Path, milliseconds: list[int]) -> Path:
+    """A copy of a Matroska file whose blocks have other times."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    position = 0
+    for packet, time in zip(packets, milliseconds, strict=True):
+        position = data.index(packet, position)
+        data[position - 3 : position - 1] = time.to_bytes(2, "big", signed=True)
+        position += len(packet)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(
+    "milliseconds",
+    [
+        [0, 42, 125, 83, 167, 250, 208, 292],  # two frames the wrong way round, twice
+        [0, 42, 42, 42, 167, 208, 208, 292],
+        [167, 208, 250, 292, 0, 42, 83, 125],
+        [100] * 8,
+        [-300, -200, 0, 42, 83, 125, 167, 208],
+    ],
+)
+def test_times_in_no_order_keep_all_frames_in_the_file_s_order(tmp_path: Path, milliseconds: list[int]):
+    path = make_video(tmp_path / "a.mkv", gray_ramp(8), codec="ffv1", pixel_format="bgr0")
+    times, numbers = read_times(put_times(path, tmp_path / "b.mkv", milliseconds))
+    assert numbers == list(range(8))
+    assert times[0] == 0
+    assert all(a < b for a, b in itertools.pairwise(times))
+    assert times[-1] < 1
+    with VideoReader(tmp_path / "b.mkv") as reader:
+        assert len(list(reader.at_rate(24))) >= 1
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "libx264")])
+@pytest.mark.parametrize("value", [0, 255])
+def test_damage_in_the_middle_is_said(
+    tmp_path: Path, name: str, codec: str, value: int, caplog: pytest.LogCaptureFixture
+):
+    frames = [np.random.default_rng(k).integers(0, 256, (64, 64, 3), dtype=np.uint8) for k in range(8)]
+    path = make_video(tmp_path / name, frames, codec=codec, clock=24)
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    data = path.read_bytes()
+    assert not caplog.records
+    path.write_bytes(data.replace(packets[4], packets[4][:40] + bytes([value]) * (len(packets[4]) - 40)))
+    try:
+        assert len(read_video(path).frames) in (7, 8)
+    except KinemaError as error:
+        assert "damaged" in str(error)  # noqa: PT017
+    else:
+        assert "it is damaged: " in caplog.text
+        assert len(caplog.records) == 1

@@ -1,5 +1,6 @@
 """Video files to frames, as a player shows them."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,8 +19,10 @@ from kinema.video.display import Display
 from kinema.video.source import Media, best_video_stream, decoder_of
 from kinema.video.timing import Timing, scan
 
+logger = logging.getLogger(__name__)
+
 LONGEST_STILL = 3600.0
-"""Seconds for which `VideoReader.at_rate` repeats a frame; what is longer is taken for damaged times."""
+"""Seconds for which a frame may be shown where times are asked for; what is longer is taken for damaged times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +103,20 @@ class VideoReader:
             yield frame
 
     def timed(self) -> Iterator[tuple[float, UInt8[Tensor, "h w 3"]]]:
-        """Each frame with the seconds from the first frame to it, which strictly increase."""
-        clock = _Clock(self.timing)
-        for time, frame in self._decode():
-            yield clock(time), frame
+        """Each frame with the seconds from the first frame to it, which strictly increase.
+
+        Raises:
+            KinemaError: While iterating: a frame is shown for over an hour.
+        """
+        clock, before = _Clock(self.timing), 0.0
+        for stated, frame in self._decode():
+            time = clock(stated)
+            if time - before > LONGEST_STILL:
+                raise KinemaError(
+                    f"{self._argument} must not show a frame for {time - before:.0f} s: its times are damaged"
+                )
+            yield time, frame
+            before = time
 
     def at_rate(self, fps: float) -> Iterator[UInt8[Tensor, "h w 3"]]:
         """Frames at another rate: the k-th is the one shown k / fps seconds after the first.
@@ -120,10 +133,6 @@ class VideoReader:
         slack = min(self.timing.tick, 0.25 / fps) + 1e-9
         count, shown, start = 0, None, 0.0
         for time, frame in self.timed():
-            if time - start > LONGEST_STILL:
-                raise KinemaError(
-                    f"{self._argument} must not show a frame for {time - start:.0f} s: its times are damaged"
-                )
             while shown is not None and count / fps < time - slack:
                 yield shown
                 count += 1
@@ -142,7 +151,7 @@ class VideoReader:
         self._used = True
         context = decoder_of(self._stream)
         display = Display(self._stream, context, self.path, self._name)
-        damaged = False
+        damaged, decoded, corrupt = False, 0, 0
         packets = self._media.container.demux(self._stream)
         while True:
             try:
@@ -159,10 +168,22 @@ class VideoReader:
                 with suppress(FFmpegError):
                     frames = context.decode(None)
             for frame in frames:
+                decoded += 1
+                corrupt += frame.is_corrupt
                 yield frame.time, display(frame)
         # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
         if (damaged or is_cut_matroska(self.path)) and not self.allow_truncated:
             raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
+        if not self.allow_truncated:
+            self._warn_of_damage(decoded, corrupt)
+
+    def _warn_of_damage(self, decoded: int, corrupt: int) -> None:
+        """Say what decoders pass over in silence: frames made up in part, and packets that give none."""
+        missing = max(0, len(self.timing.times) - decoded)
+        if self.timing.by_position or missing >= decoded:
+            missing = 0  # packets of half frames (fields), or of no frame
+        if missing + corrupt:
+            logger.warning("%s: it is damaged: %d frames in part, %d altogether", self._argument, corrupt, missing)
 
 
 class _Clock:
