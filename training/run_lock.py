@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kinema.errors import KinemaError
+from kinema.files import displayed
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def _acquire(lock: FileLock, run_dir: Path) -> None:
 
 def _holder(run_dir: Path) -> str:
     try:
-        return f"process {(run_dir / HOLDER).read_text().strip()}"
+        holder = " ".join((run_dir / HOLDER).read_text(encoding="utf-8").split())
     except (OSError, ValueError):
-        return "another process"
+        holder = ""
+    return f"process {displayed(holder[:100])}" if holder else "another process"
