@@ -65,12 +65,10 @@ class DiffusionTask(Task[Batch]):
         with accelerator.main_process_first():  # it computes what is kept, the others find it
             self.clips = CaptionedClips(config)
             self.clips.check_captions()
-            # From here on the rate is a number, and saved as one.
-            self.config = config = replace(config, fps=self.clips.fps)
-            if accelerator.is_main_process:
-                self.clips.save_report(config.run_dir / "data_report.json")
             self.contents = data_contents(config.data, self.clips.sources, captions=True)
             check_data(config, self.contents, start)
+            # From here on the rate is a number, and saved as one.
+            self.config = config = replace(config, fps=self.clips.fps)
             self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips, start)
             self.text_hash = None if config.text_encoder is None else folder_hash(config.text_encoder)
             check_depends(config, "text_encoder", self.text_hash, start)
@@ -116,6 +114,9 @@ class DiffusionTask(Task[Batch]):
 
     def data_contents(self) -> Contents:
         return self.contents
+
+    def save_data_report(self, path: Path) -> None:
+        self.clips.save_report(path)
 
     def save_vocabulary(self, folder: Path) -> None:
         if self.text_model is None:

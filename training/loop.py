@@ -80,6 +80,7 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
             log_changes(config, run.start)
             checkpoints.set_aside_damaged()
         save_config(config, config.run_dir / "config.json")
+        task.save_data_report(config.run_dir / "data_report.json")
     if state.score_name != task.score_name:
         logger.info("the score was %s and is %s: earlier ones do not count", state.score_name, task.score_name)
         state.best_score, state.score_name = None, task.score_name

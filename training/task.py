@@ -47,6 +47,9 @@ class Task(ABC, Generic[Batch]):
         """What the data consists of, see `kinema.training.data.contents`; checkpoints have it."""
         return {}
 
+    def save_data_report(self, path: Path) -> None:
+        """Writes which files and captions are used and which are not, as JSON, if the task reads any."""
+
     def save_vocabulary(self, folder: Path) -> None:
         """Writes the vocabulary that the weights belong to, if there is one, into a checkpoint."""
 

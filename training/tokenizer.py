@@ -81,8 +81,6 @@ class TokenizerTask(Task[Tensor]):
             self.companion = Companion(name="discriminator", module=self.adversary, learning_rate=rate)
         with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
             self.batches = TokenizerBatches(config, accelerator.process_index, accelerator.num_processes)
-        if accelerator.is_main_process:
-            self.batches.save_report(config.run_dir / "data_report.json")
         self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
         self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
         self.score_lpips = start_score(config, accelerator.device) if accelerator.is_main_process else None
@@ -106,6 +104,9 @@ class TokenizerTask(Task[Tensor]):
 
     def data_contents(self) -> Contents:
         return self.contents
+
+    def save_data_report(self, path: Path) -> None:
+        self.batches.save_report(path)
 
     def prepare(self) -> None:
         """Starts from a tokenizer with another bottleneck or from the best linear code, as the configuration says."""

@@ -411,3 +411,34 @@ def test_runs_of_earlier_versions_go_on(config, data, record, has_result):
     assert read_state(config.run_dir / "checkpoints/step-00000004").step == 4
     assert ("has no vocabulary" in log(config)) != has_result
     assert ("config.json cannot be read" in log(config)) == (record == "empty")
+
+
+def test_a_refused_start_leaves_the_report_of_the_data(config, data):
+    diffusion.train(config)
+    before = contents(config.run_dir)
+    assert "data_report.json" in before
+    (data / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(KinemaError, match="`shape`"):
+        diffusion.train(go_on(config, shape="9x16x16"))
+    captions(data, a="a zebra", b="a car turns")
+    with pytest.raises(KinemaError, match="zebra"):
+        diffusion.train(go_on(config))
+    assert contents(config.run_dir) == before
+    captions(data, a="a car", b="a car turns")
+    diffusion.train(go_on(config))
+    assert "broken.mp4" in (config.run_dir / "data_report.json").read_text()
+
+
+@pytest.mark.parametrize("given", [None, 12.0])
+def test_the_rate_of_clips_comes_from_the_run(config, data, make_video, given):
+    """Also where the files have another rate now, from which it would be found anew."""
+    diffusion.train(dataclasses.replace(config, fps=given))
+    rate = json.loads((config.run_dir / "checkpoints/step-00000002/run.json").read_text())["config"]["fps"]
+    for name in ("a", "b"):
+        (data / f"{name}.mp4").unlink()
+        make_video(data / f"{name}.mp4", num_frames=12, height=16, width=16, fps=30)
+    folder = diffusion.train(go_on(config))
+    assert json.loads((config.run_dir / "config.json").read_text())["fps"] == rate
+    assert KinemaPipeline.from_pretrained(folder).config["sample_fps"] == rate == (given or 8)
+    with pytest.raises(KinemaError, match=rf"`fps` \(=30.0\) must stay {rate}"):
+        diffusion.train(go_on(config, num_steps=6, fps=30.0))
