@@ -73,6 +73,19 @@ def test_fps_is_kept(tmp_path: Path, fps: float, suffix: str):
     assert read_video(tmp_path / f"a{suffix}").fps == pytest.approx(fps, rel=2e-3)
 
 
+def test_log_of_ffmpeg_stays_off(tmp_path: Path):
+    # With it on, a thread of FFmpeg that logs and a decoder that is freed can wait for each other for ever.
+    try:
+        av.logging.set_level(av.logging.ERROR)
+        write_video(tmp_path / "x.mp4", torch.zeros(2, 16, 16, 3, dtype=torch.uint8), 8)
+        assert av.logging.get_level() is None
+        av.logging.set_level(av.logging.ERROR)
+        read_video(tmp_path / "x.mp4")
+        assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(None)
+
+
 def test_read_part(tmp_path: Path):
     frames = noise(9, 16, 16)
     write_video(tmp_path / "a.mp4", frames, 24, lossless=True)

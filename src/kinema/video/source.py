@@ -31,6 +31,16 @@ PICTURE_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "tiff", "webp", "jp
 """Codecs in which covers are stored."""
 
 
+def silence_ffmpeg() -> None:
+    """Switch PyAV's handling of FFmpeg's log off, which is its default but not where a package has set it.
+
+    torchvision 0.22 does. FFmpeg's threads then wait for Python's global lock to log what is wrong with a file, while
+    freeing the decoder waits for these threads with that lock held: a damaged file stops the program for ever.
+    """
+    if av.logging.get_level() is not None:
+        av.logging.set_level(None)
+
+
 class Media:
     """A file as a PyAV container, opened by its content. Nothing but this file is read.
 
@@ -50,6 +60,7 @@ class Media:
 
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
         check_input_file(path, name)
+        silence_ffmpeg()
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(open(path, "rb", buffering=0))

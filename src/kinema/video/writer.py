@@ -19,6 +19,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.files import atomic_path, check_output_file
 from kinema.video.sound import Sound
+from kinema.video.source import silence_ffmpeg
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 """The containers that are written; any that PyAV knows is read."""
@@ -82,6 +83,7 @@ class VideoWriter:
             stack.enter_context(self._reporting())
             options = {"movflags": "+faststart"} if self.path.suffix.lower() != ".mkv" else {}
             # `file:` keeps FFmpeg from taking a part of the name for a protocol.
+            silence_ffmpeg()
             self._container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
             stack.push(self._finish)
             self._stack = stack.pop_all()
