@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 import torch

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import av
+import av.logging
 from av.error import FFmpegError
 from av.stream import Disposition
 
