@@ -40,7 +40,8 @@ class SamplerSettings:
     def guides(self, noise_level: float) -> bool:
         """Whether a step that starts at this noise level, in [0, 1], needs the negative prompt."""
         low, high = self.guidance_interval
-        return self.guidance_scale > 1 and low < noise_level <= high
+        # A scheduler's float32 noise levels are off by an ulp, and by which depends on the processor.
+        return self.guidance_scale > 1 and low < round(noise_level, 6) <= high
 
 
 def sampler_settings(

@@ -2,10 +2,12 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from kinema.errors import KinemaError
+from kinema.generation.guidance import SamplerSettings
 from kinema.generation.pipeline import PromptWarning
 from kinema.generation.prompts import prompt_list
 
@@ -143,6 +145,14 @@ def test_guidance_stays_within_its_noise_levels(pipeline, interval, calls):
     pipeline("red", num_inference_steps=4, guidance_scale=2.0, guidance_interval=interval, output_type="latent")
     handle.remove()
     assert len(seen) == calls
+
+
+@pytest.mark.parametrize("error", [-1, 0, 1])
+def test_guidance_does_not_depend_on_the_last_bit_of_a_noise_level(error):
+    settings = SamplerSettings(num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.4, 0.8))
+    low, high = (float(np.float32(bound) + np.float32(error * 2**-24)) for bound in settings.guidance_interval)
+    assert not settings.guides(low)
+    assert settings.guides(high)
 
 
 def test_without_any_noise_level_in_it_guidance_does_nothing(pipeline):

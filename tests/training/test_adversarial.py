@@ -98,6 +98,38 @@ def test_discriminator_takes_images_and_clips(frames: int):
     assert logits.shape == (2, 1, {1: 1, 2: 1, 17: 5}[frames], 2, 3)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (24, 9)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_discriminator_in_bfloat16_is_near_the_one_in_float32(frames: int, size: tuple[int, int]):
+    """CPUs with AMX have kernels that return uninitialised memory for such shapes."""
+    torch.manual_seed(0)
+    network, video = PatchDiscriminator(width=5, levels=3), torch.rand(2, 3, frames, *size) * 2 - 1
+
+    def run(enabled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = network(video)
+        gradients = torch.autograd.grad((logits - 1).square().mean(), list(network.parameters()))
+        return logits, torch.cat([gradient.flatten() for gradient in gradients])
+
+    (logits, gradient), (wanted, wanted_gradient) = run(enabled=True), run(enabled=False)
+    torch.testing.assert_close(logits, wanted, atol=0.02, rtol=0)
+    assert (gradient - wanted_gradient).norm() <= 0.05 * wanted_gradient.norm()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 24)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_discriminator_is_made_of_plain_convolutions(frames: int, size: tuple[int, int]):
+    network = PatchDiscriminator(width=4, levels=3).double()
+    video = torch.rand(2, 3, frames, *size, dtype=torch.float64)
+    plain = video
+    for layer in network.layers:
+        if isinstance(layer, nn.Conv3d):
+            plain = nn.functional.conv3d(plain, layer.weight, layer.bias, layer.stride, layer.padding)
+        else:
+            plain = layer(plain)
+    torch.testing.assert_close(network(video), plain.float())
+
+
 def test_discriminator_judges_each_clip_for_itself():
     torch.manual_seed(0)
     network = PatchDiscriminator(width=8, levels=2).train()

@@ -10,6 +10,7 @@ from math import gcd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kinema.errors import KinemaError
 
@@ -40,8 +41,8 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = [_down(3, widths[0], time=1), nn.LeakyReLU(_SLOPE)]
         for before, after in pairwise(widths[:-1]):
             layers += [_down(before, after, time=2), _norm(after), nn.LeakyReLU(_SLOPE)]
-        layers += [nn.Conv3d(widths[-2], widths[-1], 3, padding=1), _norm(widths[-1]), nn.LeakyReLU(_SLOPE)]
-        self.layers = nn.Sequential(*layers, nn.Conv3d(widths[-1], 1, 3, padding=1))
+        layers += [_PaddedConv3d(widths[-2], widths[-1], 3, padding=1), _norm(widths[-1]), nn.LeakyReLU(_SLOPE)]
+        self.layers = nn.Sequential(*layers, _PaddedConv3d(widths[-1], 1, 3, padding=1))
 
     def forward(self, video: Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b 1 u i j"]:
         """Logits of patches, float32.
@@ -59,8 +60,27 @@ class PatchDiscriminator(nn.Module):
         return self.layers(video).float()
 
 
+class _PaddedConv3d(nn.Conv3d):
+    """A convolution over three frames with a padding of 1, without two errors of oneDNN on CPUs with AMX.
+
+    Its bfloat16 kernels return uninitialised memory for one frame padded in time, and wrong sums where a stride leaves
+    a width of 1 (pytorch/pytorch#169688). One frame meets the middle weights alone, so a 2D convolution gives the same
+    for a third of the work; the narrow case is computed in float32.
+    """
+
+    def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d u i j"]:
+        columns = (input.shape[-1] + 2 - self.kernel_size[-1]) // self.stride[-1] + 1
+        if input.device.type == "cpu" and columns == 1:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+        if input.shape[2] > 1:
+            return super().forward(input)
+        weight = self.weight[:, :, 1]
+        return F.conv2d(input[:, :, 0], weight, self.bias, self.stride[1:], padding=1).unsqueeze(2)
+
+
 def _down(in_channels: int, out_channels: int, time: int) -> nn.Conv3d:
-    return nn.Conv3d(in_channels, out_channels, (3, 4, 4), stride=(time, 2, 2), padding=1)
+    return _PaddedConv3d(in_channels, out_channels, (3, 4, 4), stride=(time, 2, 2), padding=1)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -1,7 +1,7 @@
 """Radial attention (arXiv 2506.19852): a band around a token's place that narrows with the distance in time."""
 
 from dataclasses import dataclass
-from math import inf
+from math import floor, inf
 from typing import ClassVar
 
 import torch
@@ -53,12 +53,12 @@ class Radial(StaticPattern):
     def reach(self, grid: Grid) -> Tensor:
         """Tokens to either side that are seen at a distance of 0, 1, ... frames; -1: none."""
         frame = grid.h * grid.w
-        reach: list[float] = []
+        reach: list[int] = []
         for distance in range(grid.t):
             length = 2.0 ** (frame.bit_length() - distance.bit_length())
             hidden = length < self.min_width and distance % int(self.min_width / length) != 0
-            reach.append(frame if distance <= 1 else -1 if hidden else max(length * self.decay, self.min_width))
-        return torch.tensor(reach).floor().long()
+            reach.append(frame if distance <= 1 else -1 if hidden else floor(max(length * self.decay, self.min_width)))
+        return torch.tensor(reach)
 
     def sees(self, grid: Grid) -> TokenMask:
         frame, reach = grid.h * grid.w, self.reach(grid)
