@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-oldest test-newest test-slow benchmarks lint format clean
+.PHONY: help setup lock demo test test-oldest test-newest test-slow fuzz benchmarks lint format clean
 
 help:
 	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools, as constraints.txt says"
@@ -18,6 +18,7 @@ help:
 	@echo "make test       lint, types and tests"
 	@echo "make test-oldest, make test-newest  the tests with the oldest and the newest versions of everything"
 	@echo "make test-slow  the tests that take minutes, or a GPU"
+	@echo "make fuzz       1,000 damaged files and odd words for the command line; SEED=1 COUNT=5000 for others"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
@@ -53,6 +54,11 @@ test-oldest test-newest: test-%:
 
 test-slow: $(STAMP)
 	@$(TEST_ENV) $(PYTHON) -m pytest -q -m "slow or cuda"
+
+SEED ?= 0
+COUNT ?= 1000
+fuzz: $(STAMP)
+	@PYTHONPATH=tests/helpers $(PYTHON) -m fuzz --seed $(SEED) --count $(COUNT) --jobs $(WORKERS)
 
 BENCHMARKS ?= tokenizer_speed tokenizer_streaming fvd_speed sparse_attention sparse_plugin
 benchmarks: $(STAMP)

@@ -1,12 +1,12 @@
 """Any text- or image-to-video pipeline of diffusers behind the commands, beside kinema's own."""
 
 import inspect
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kinema.errors import KinemaError
+from kinema.files import read_json
 from kinema.loading import one_line, quiet_loading
 
 DEFAULT_FPS = 16.0
@@ -39,11 +39,10 @@ def _class_name(name: str) -> str | None:
     index = Path(name) / "model_index.json"
     if not index.is_file():
         return None
-    try:
-        class_name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise KinemaError(f"`model` (={name!r}) must be a complete model folder: {index.name} is damaged") from error
-    return class_name if isinstance(class_name, str) else None
+    content = read_json(index, name="model")
+    if not isinstance(content, dict) or not isinstance(content.get("_class_name"), str):
+        raise KinemaError(f"`model` (={name!r}) must be a pipeline's folder: {index.name} names no `_class_name`")
+    return content["_class_name"]
 
 
 def _load(name: str, device: Any) -> Any:

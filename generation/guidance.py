@@ -44,6 +44,18 @@ class SamplerSettings:
         return self.guidance_scale > 1 and low < round(noise_level, 6) <= high
 
 
+def check_clip_settings(sample_size: Sequence[int], sample_fps: float) -> None:
+    """Checks the clips that a pipeline's folder says it makes.
+
+    Raises:
+        KinemaError: The size is not three whole numbers of at least 1, or the rate is no number in [0.001, 1000].
+    """
+    if len(sample_size) != 3 or not all(type(number) is int and number >= 1 for number in sample_size):
+        raise KinemaError(f"`sample_size` (={tuple(sample_size)}) must be frames, height and width, each at least 1")
+    if not isinstance(sample_fps, int | float) or not 0.001 <= sample_fps <= 1000:
+        raise KinemaError(f"`sample_fps` (={sample_fps!r}) must be a number from 0.001 to 1000")
+
+
 def sampler_settings(
     config: Mapping[str, Any],
     num_inference_steps: int | None = None,

@@ -1,12 +1,12 @@
 """Checks of a pipeline's folder, before and after it is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kinema.errors import KinemaError
+from kinema.files import read_json
 from kinema.loading import one_line
 from kinema.tokenizers.checks import check_weights as check_weights
 
@@ -52,13 +52,22 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise KinemaError(f"model folder `{folder}` does not exist")
     if not path.is_file():
         raise KinemaError(f"model folder `{folder}` must have a file {INDEX_FILE}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KinemaError(f"`{path}` is not readable as JSON: {one_line(error)}") from error
+    index = read_json(path, name="model")
     if not isinstance(index, dict):
         raise KinemaError(f"`{path}` must hold a JSON object")
     return index
+
+
+def _check_words(tokenizer: Any, folder: Path) -> None:
+    """Checks that a tokenizer can read text, which its files may fail at although they load."""
+    if tokenizer is None:
+        return
+    try:
+        tokenizer(["a word", "another"], padding=True, truncation=True, max_length=4)
+        tokenizer("a word")
+    except Exception as error:  # any kind, from settings in its JSON files
+        reason = one_line(error)
+        raise KinemaError(f"model folder `{folder}`: `tokenizer` must be able to read text: {reason}") from error
 
 
 def check_parts(
@@ -77,6 +86,7 @@ def check_parts(
             f"model folder `{folder}`: the latents of `vae` (of {vae.latent_channels} channels) must have the "
             f"{config['in_channels']} channels of `transformer`"
         )
+    _check_words(tokenizer, folder)
     num_words = config["text_vocab_size"]
     if text_encoder is None and tokenizer is not None and num_words not in (None, len(tokenizer)):
         raise KinemaError(

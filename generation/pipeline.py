@@ -24,14 +24,14 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.guidance import sampler_settings
+from kinema.generation.guidance import check_clip_settings, sampler_settings
 from kinema.generation.loading import check_parts, check_pipeline_folder
 from kinema.generation.prompts import PromptWarning, prompt_list, warn_of_prompts
 from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.loading import one_line, quiet_loading
 from kinema.tokenizers.base import LatentTokenizer
-from kinema.tokenizers.checks import check_weights
+from kinema.tokenizers.checks import check_weights, parameters_limited
 from kinema.tokenizers.interface import latent_shape, pad_to_grid
 from kinema.tokenizers.registry import TOKENIZERS
 
@@ -98,6 +98,7 @@ class KinemaPipeline(DiffusionPipeline):
             sample_guidance_scale=sample_guidance_scale, sample_guidance_interval=tuple(sample_guidance_interval),
         )  # fmt: skip
         sampler_settings(self.config)  # checks them
+        check_clip_settings(self.config["sample_size"], sample_fps)
         self._interrupt = False
         self.set_progress_bar_config(disable=None)  # None: on a terminal only
 
@@ -122,13 +123,15 @@ class KinemaPipeline(DiffusionPipeline):
             check_pipeline_folder(folder, needed, optional=("text_encoder",))
             for module in TOKENIZERS.values():  # diffusers takes components from modules that are imported already
                 import_module(module)
-            with quiet_loading():
+            with quiet_loading(), parameters_limited(folder, "model"):
                 pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
             for name in {"transformer", "vae"} - set(passed):
                 check_weights(getattr(pipeline, name), folder / name)
             check_parts(pipeline.transformer, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder, folder)
-        except KinemaError:
-            raise
+        except KinemaError as error:
+            if str(folder) in str(error):
+                raise
+            raise KinemaError(f"model folder `{folder}`: {error}") from error
         except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
             raise KinemaError(
                 f"model folder `{pretrained_model_name_or_path}` cannot be loaded: {one_line(error)}"

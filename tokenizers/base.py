@@ -4,6 +4,7 @@ A subclass builds `quantizer`, `encoder` and `decoder` and says its ratios; how 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -17,12 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line
 from kinema.tokenizers.checks import (
     check_config_keys,
     check_latents,
+    check_statistics,
     check_video,
     check_weights,
     checked_chunks,
+    parameters_limited,
     wanted_size,
 )
 from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_ends
@@ -95,15 +99,15 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
                 raise KinemaError(f"`{folder}` (of class {name}) must hold a {cls.__name__}")
             check_config_keys(config, cls.__init__, folder)
         try:
-            model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with parameters_limited(folder) if folder.is_dir() else nullcontext():
+                model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except KinemaError:
             raise
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            raise KinemaError(
-                f"`{folder}` cannot be loaded as a {cls.__name__}: {' '.join(str(error).split())[:300]}"
-            ) from error
+        except Exception as error:  # a config may lead to any kind
+            raise KinemaError(f"`{folder}` cannot be loaded as a {cls.__name__}: {one_line(error)}") from error
         if folder.is_dir():
             check_weights(model, folder)
+        check_statistics(model.config.latents_mean, model.config.latents_std, model.latent_channels, folder)
         return model
 
     @property

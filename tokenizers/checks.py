@@ -1,14 +1,19 @@
 """Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from inspect import signature
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from kinema.errors import KinemaError
+from kinema.loading import one_line
 from kinema.tokenizers.streaming import StreamCache
 
 RANGE_TOLERANCE = 1e-3
@@ -114,6 +119,61 @@ def check_config_keys(config: Iterable[str], init: Callable[..., None], folder: 
         )
 
 
+@contextmanager
+def parameters_limited(folder: Path, argument: str = "folder") -> Iterator[None]:
+    """Within, modules that register far more parameters than the folder has stored tensors are an error.
+
+    A config that asks for 10^30 blocks is then refused at once, before it takes all time and memory there are.
+
+    Raises:
+        KinemaError: there are more than ten for each stored tensor, and 1,000.
+    """
+    stored = sum(len(_stored_names(path)) for path in sorted(folder.rglob("*.safetensors")))
+    left = 10 * stored + 1000  # loading registers each several times
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KinemaError(f"`{argument}` (={str(folder)!r}, of {stored} tensors) must have a config of that size")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_statistics(mean: Any, std: Any, channels: int, folder: Path) -> None:
+    """Checks statistics of latents as a config gives them.
+
+    Raises:
+        KinemaError: only one of the two is there, or they are not finite numbers, one for each channel, and `std` above
+            0.
+    """
+    if mean is None and std is None:
+        return
+    for name, values, least in (("latents_mean", mean, -inf), ("latents_std", std, 0.0)):
+        numbers = values if isinstance(values, list | tuple) else ()
+        fits = all(isinstance(n, int | float) and least < n < inf for n in numbers)
+        if len(numbers) != channels or not fits:
+            kind = "finite numbers" if name == "latents_mean" else "finite numbers above 0"
+            raise KinemaError(f"`{name}` in the config of `{folder}` must be {channels} {kind}")
+
+
+def _stored_names(path: Path) -> list[str]:
+    """Names of the tensors of a safetensors file.
+
+    Raises:
+        KinemaError: it is not readable.
+    """
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return list(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise KinemaError(f"`{path}` is not readable as safetensors: {one_line(error)}") from error
+
+
 def check_weights(model: nn.Module, folder: Path) -> None:
     """Checks that the safetensors files of a folder hold exactly the weights of a loaded model.
 
@@ -125,14 +185,7 @@ def check_weights(model: nn.Module, folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise KinemaError(f"model folder `{folder}` must have a .safetensors file")
-    stored: set[str] = set()
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as weights:
-                stored.update(weights.keys())
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise KinemaError(f"`{path}` is not readable as safetensors: {reason}") from error
+    stored = {name for path in files for name in _stored_names(path)}
     wanted = set(model.state_dict())
     if stored != wanted:
         example = sorted(stored ^ wanted)[0]

@@ -152,13 +152,24 @@ def generate_clip(
     from PIL import Image
 
     from kinema.apps.any_pipeline import check_options, image_argument
+    from kinema.apps.memory import check_memory
     from kinema.video import to_uint8
 
     check_options(pipeline, options)
+    num_frames, height, width = (
+        options.get(name) or default
+        for name, default in zip(("num_frames", "height", "width"), _sample_size(pipeline), strict=True)
+    )
+    check_memory(getattr(pipeline, "vae", None), height, width, "the clip", num_frames)
     given = image_argument(pipeline, None if image is None else Image.fromarray(image.numpy()))
     generator = torch.Generator().manual_seed(seed)
     clip = pipeline(prompt=prompt, **given, generator=generator, output_type="pt", **options).frames[0]
     return to_uint8(rearrange(clip, "t c h w -> c t h w").cpu() * 2 - 1)
+
+
+def _sample_size(pipeline: Any) -> tuple[int, int, int]:
+    """A pipeline's own number of frames, height and width; 0 where it does not say."""
+    return getattr(pipeline, "config", {}).get("sample_size") or (0, 0, 0)
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

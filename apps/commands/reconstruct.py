@@ -30,10 +30,6 @@ HELP = "a clip through a tokenizer and back, and how well it survives"
 WINDOW_PIXELS = 17 * 256 * 256 * 4
 """Pixels (frames x height x width) that a tokenizer gets at once, so that memory does not grow with the clip."""
 
-BYTES_PER_WIDTH = 45
-"""Bytes for each pixel of a frame and each channel of a tokenizer's first stage that a frame takes at the least:
-49 with the embedded tokenizers, widths of 24, on frames of 1024x1024 and 2048x2048."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
@@ -110,12 +106,13 @@ def run(arguments: argparse.Namespace) -> None:
         check_other_file(arguments.json, "--json", {"input": arguments.input, "output": arguments.output})
 
     from kinema.apps.loading import load_tokenizer
+    from kinema.apps.memory import check_memory
     from kinema.video import Sound, VideoReader, read_video
 
     # A file that cannot be decoded is known before the model is loaded.
     height, width = read_video(arguments.input, max_frames=1, name="input").frames.shape[1:3]
     tokenizer = load_tokenizer(arguments.tokenizer, device=arguments.device)
-    _check_memory(tokenizer, height, width, arguments.input)
+    check_memory(tokenizer, height, width, f"`input` (={arguments.input!r})")
     started = time.perf_counter()
     scores = Scores()
     with VideoReader(arguments.input, name="input") as reader, ExitStack() as stack:
@@ -143,23 +140,6 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_path(arguments.json) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
     _print(arguments.output, summary, time.perf_counter() - started)
-
-
-def _check_memory(tokenizer: Any, height: int, width: int, path: str) -> None:
-    """Refuse frames that a causal tokenizer cannot hold in the memory of this machine: the process would be killed."""
-    from kinema.apps.memory import free_memory
-    from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
-
-    free = free_memory()
-    if not isinstance(tokenizer, CausalVideoTokenizer) or tokenizer.device.type != "cpu" or free is None:
-        return
-    widths = [tokenizer.config[name][0] for name in ("encoder_widths", "decoder_widths")]
-    needed = height * width * max(widths) * BYTES_PER_WIDTH
-    if needed > free:
-        raise KinemaError(
-            f"`input` (={path!r}) must have smaller frames: those of {height}x{width} take {needed / 2**30:.1f} GiB"
-            f" of memory, and {free / 2**30:.1f} GiB are free"
-        )
 
 
 def _writer(reader: "VideoReader", sound: "Sound | None", arguments: argparse.Namespace) -> "VideoWriter":

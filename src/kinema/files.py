@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import json
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinema.errors import KinemaError
 
@@ -150,6 +151,25 @@ def read_text(path: str | os.PathLike[str], name: str = "path") -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise KinemaError(f"`{name}` (={str(path)!r}, line {line}) must be text in UTF-8, and has a NUL character")
     return text
+
+
+def read_json(path: str | os.PathLike[str], name: str = "path") -> Any:
+    """What a JSON file (UTF-8) holds.
+
+    Args:
+        path: the file.
+        name: what errors call the argument.
+
+    Raises:
+        KinemaError: there is no such file, it is no UTF-8, or no JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8"))
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    raise KinemaError(f"`{name}` (={displayed(path)!r}) must be a readable JSON file: {reason}")
 
 
 def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: str = "output") -> None:

@@ -116,7 +116,7 @@ def test_what_is_no_video_pipeline_is_refused(wan: Path, tmp_path: Path):
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "model_index.json").write_text("{")
-    with pytest.raises(KinemaError, match=r"model_index.json is damaged"):
+    with pytest.raises(KinemaError, match=r"must be a readable JSON file|names no `_class_name`"):
         load_any_pipeline(str(damaged))
     (damaged / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(KinemaError, match=r"`model` \(=.*damaged"):

@@ -11,6 +11,8 @@ from PIL import Image
 
 from kinema.apps.cli import main
 from kinema.apps.commands.generate import slug
+from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.video import read_video
 
 
@@ -117,6 +119,20 @@ def test_what_the_pipeline_refuses_is_one_line(pipeline: Any, capsys: pytest.Cap
 )
 def test_slug(prompt: str, name: str):
     assert slug(prompt) == name
+
+
+def test_a_clip_beyond_the_memory_is_refused_before_the_work(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pipeline.vae = CausalVideoTokenizer(**TINY)  # of 8 channels at first
+    needed = 16 * 24 * (8 * 45 + 9 * 27)
+    argv = ["generate", "red", "-o", "a.mp4", "--num-frames", "9", "--width", "24"]
+    monkeypatch.setattr("kinema.apps.memory.free_memory", lambda: needed - 1)
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith("kinema: error: the clip must have smaller frames: 9x16x24 takes")
+    assert not pipeline.calls
+    monkeypatch.setattr("kinema.apps.memory.free_memory", lambda: needed)
+    assert main(argv) == 0
 
 
 def test_warnings_are_lines(pipeline: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

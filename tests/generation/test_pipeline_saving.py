@@ -123,7 +123,11 @@ def drop_a_weight(path):
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DAMAGES = {
     "no index": (lambda d: (d / "model_index.json").unlink(), "model_index.json"),
-    "index is no JSON": (lambda d: (d / "model_index.json").write_text("{"), "not readable as JSON"),
+    "index is no JSON": (lambda d: (d / "model_index.json").write_text("{"), "must be a readable JSON file"),
+    "index is nested without end": (
+        lambda d: (d / "model_index.json").write_text("[" * 100_000),
+        "nested too deeply",
+    ),
     "index is a list": (lambda d: (d / "model_index.json").write_text("[]"), "JSON object"),
     "index names no transformer": (
         lambda d: edit_json(d / "model_index.json", transformer=[None, None]),
@@ -147,7 +151,7 @@ DAMAGES = {
     "no tokenizer": (lambda d: (d / "tokenizer" / "tokenizer.json").unlink(), "cannot be loaded"),
     "truncated weights": (
         lambda d: (d / "vae" / WEIGHTS).write_bytes((d / "vae" / WEIGHTS).read_bytes()[:1000]),
-        "cannot be loaded",
+        "not readable as safetensors",
     ),
     "a weight is missing": (lambda d: drop_a_weight(d / "transformer" / WEIGHTS), "1 missing and 0 unknown"),
     "weights of another model": (
@@ -162,6 +166,40 @@ DAMAGES = {
     "latents of another model": (
         lambda d: CausalVideoTokenizer(**{**TINY, "latent_channels": 3}).save_pretrained(d / "vae"),
         "`vae` \\(of 3 channels\\)",
+    ),
+    "statistics that are no numbers": (
+        lambda d: edit_json(d / "vae" / "config.json", latents_std=[1.0, None, 1.0, 1.0]),
+        "`latents_std` .* must be 4 finite numbers above 0",
+    ),
+    "statistics of zero": (
+        lambda d: edit_json(d / "vae" / "config.json", latents_std=[1.0, 0.0, 1.0, 1.0]),
+        "`latents_std` .* must be 4 finite numbers above 0",
+    ),
+    "half of the statistics": (
+        lambda d: edit_json(d / "vae" / "config.json", latents_mean=None),
+        "`latents_mean` .* must be 4 finite numbers",
+    ),
+    "layers without end": (
+        lambda d: edit_json(d / "transformer" / "config.json", num_layers=10**30),
+        "must have a config of that size",
+    ),
+    "blocks without end": (
+        lambda d: edit_json(d / "vae" / "config.json", encoder_blocks=[10**30, 1]),
+        "must have a config of that size",
+    ),
+    "ratios of two": (lambda d: edit_json(d / "vae" / "config.json", ratios=[[2, 2]]), "cannot be loaded"),
+    "a size in fractions": (
+        lambda d: edit_json(d / "model_index.json", sample_size=[9, 16.5, 24]),
+        r"`sample_size` \(=\(9, 16.5, 24\)\)",
+    ),
+    "a rate of zero": (lambda d: edit_json(d / "model_index.json", sample_fps=0), r"`sample_fps` \(=0\)"),
+    "a tokenizer without padding": (
+        lambda d: edit_json(d / "tokenizer" / "tokenizer_config.json", pad_token=None),
+        "`tokenizer` must be able to read text",
+    ),
+    "a longest text that is no number": (
+        lambda d: edit_json(d / "tokenizer" / "tokenizer_config.json", model_max_length={}),
+        "`tokenizer` must be able to read text",
     ),
     "config of another kind": (lambda d: edit_json(d / "transformer" / "config.json", dim="x"), "cannot be loaded"),
 }

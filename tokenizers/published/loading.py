@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line, quiet_loading
@@ -42,8 +41,7 @@ def load_tokenizer(name: str | Path, device: str | torch.device = "cpu", argumen
             tokenizer: Any = _load(str(name))
     except KinemaError as error:
         raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {error}") from error
-    # What diffusers and safetensors raise over files that are missing, cut short, or of another model.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # diffusers raises any kind over files that are missing, damaged, or of another model
         raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {one_line(error)}") from error
     return tokenizer.to(device).eval()
 

@@ -99,10 +99,10 @@ def _load(target: Path) -> CachedFrames | None:
         values = json.loads(target.with_suffix(".json").read_bytes())
         times = FrameTimes(**values | {"times": np.array(values["times"], dtype=np.float64)})
         array = open_memmap(target, mode="r")  # not `np.load`, which would also take archives
+        t, *size = array.shape
+        if array.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or times.times.shape != (t,):
+            return None
     except Exception:  # whatever a damaged file leads to
-        return None
-    t, *size = array.shape
-    if array.dtype != np.uint8 or len(size) != 3 or size[2] != 3 or t != len(times.times):
         return None
     return CachedFrames(target, (t, size[0], size[1]), times)
 

@@ -170,7 +170,9 @@ class VideoReader:
             for frame in frames:
                 decoded += 1
                 corrupt += frame.is_corrupt
-                yield frame.time, display(frame)
+                # Frames that are flushed after an error have no time base of their own.
+                time = None if frame.pts is None else float(frame.pts * self._stream.time_base)
+                yield time, display(frame)
         # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
         if (damaged or is_cut_matroska(self.path)) and not self.allow_truncated:
             raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
