@@ -1,5 +1,7 @@
 """Checks of a pipeline's folder, before and after it is loaded."""
 
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,33 @@ def _check_words(tokenizer: Any, folder: Path) -> None:
         raise KinemaError(f"model folder `{folder}`: `tokenizer` must be able to read text: {reason}") from error
 
 
+def _check_scheduler(scheduler: Any, folder: Path) -> None:
+    """Checks that a scheduler gives falling noise levels, as the pipeline asks for them."""
+    if scheduler is None:
+        return
+    try:
+        probe = deepcopy(scheduler)  # a sampling leaves its state in a scheduler
+        probe.set_timesteps(sigmas=[1.0, 0.5])
+        levels = probe.sigmas.tolist()
+        if not all(before > after >= 0 for before, after in pairwise(levels)):
+            raise ValueError(f"its noise levels are {levels}")
+    except Exception as error:  # any kind, from its settings, or because it is no scheduler of flow matching
+        reason = one_line(error)
+        raise KinemaError(f"model folder `{folder}`: `scheduler` must suit flow matching: {reason}") from error
+
+
 def check_parts(
-    transformer: nn.Module | None, vae: nn.Module | None, tokenizer: Any, text_encoder: nn.Module | None, folder: Path
-) -> None:
+    transformer: nn.Module | None, vae: nn.Module | None, tokenizer: Any, text_encoder: nn.Module | None,
+    scheduler: Any, folder: Path,
+) -> None:  # fmt: skip
     """Checks that the parts of a loaded pipeline belong together; a part that is None is left out.
 
     Raises:
-        KinemaError: the latents have other channels than the transformer takes, or the words are not its own.
+        KinemaError: the latents have other channels than the transformer takes, the words are not its own, text cannot
+            be read, or the scheduler has no times for sampling.
     """
+    _check_words(tokenizer, folder)
+    _check_scheduler(scheduler, folder)
     config: Any = None if transformer is None else transformer.config
     if config is None:
         return
@@ -86,7 +107,6 @@ def check_parts(
             f"model folder `{folder}`: the latents of `vae` (of {vae.latent_channels} channels) must have the "
             f"{config['in_channels']} channels of `transformer`"
         )
-    _check_words(tokenizer, folder)
     num_words = config["text_vocab_size"]
     if text_encoder is None and tokenizer is not None and num_words not in (None, len(tokenizer)):
         raise KinemaError(

@@ -127,7 +127,8 @@ class KinemaPipeline(DiffusionPipeline):
                 pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
             for name in {"transformer", "vae"} - set(passed):
                 check_weights(getattr(pipeline, name), folder / name)
-            check_parts(pipeline.transformer, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder, folder)
+            parts = (pipeline.transformer, pipeline.vae, pipeline.tokenizer, pipeline.text_encoder, pipeline.scheduler)
+            check_parts(*parts, folder)
         except KinemaError as error:
             if str(folder) in str(error):
                 raise

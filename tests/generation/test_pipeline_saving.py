@@ -201,6 +201,18 @@ DAMAGES = {
         lambda d: edit_json(d / "tokenizer" / "tokenizer_config.json", model_max_length={}),
         "`tokenizer` must be able to read text",
     ),
+    "a scheduler that needs more": (
+        lambda d: edit_json(d / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True),
+        "`scheduler` must suit flow matching",
+    ),
+    "a scheduler of another kind": (
+        lambda d: edit_json(d / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+        "`scheduler` must suit flow matching",
+    ),
+    "noise levels that are no numbers": (
+        lambda d: edit_json(d / "scheduler" / "scheduler_config.json", shift=float("nan")),
+        "`scheduler` must suit flow matching",
+    ),
     "config of another kind": (lambda d: edit_json(d / "transformer" / "config.json", dim="x"), "cannot be loaded"),
 }
 
