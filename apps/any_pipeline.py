@@ -1,6 +1,7 @@
 """Any text- or image-to-video pipeline of diffusers behind the commands, beside kinema's own."""
 
 import inspect
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def load_any_pipeline(name: str | None, *, device: str | None = None) -> Any:
 
     if name is None or _class_name(name) == _OWN:
         return load_pipeline(name, device=device)
+    if os.path.lexists(name) and not Path(name).is_dir():
+        raise KinemaError(f"`model` (={name!r}) must be a pipeline's folder or a hub id, and it is a file")
     if Path(name).is_dir() and _class_name(name) is None:
         raise KinemaError(f"`model` (={name!r}) must be a pipeline's folder, and it has no model_index.json")
     device = pick_device(device)

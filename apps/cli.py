@@ -7,6 +7,7 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import re
 import sys
 import warnings
@@ -18,6 +19,7 @@ import kinema
 from kinema.errors import KinemaError
 from kinema.loading import one_line
 from kinema.machine import share_cores
+from kinema.training.stopping import raised_signals
 
 COMMANDS = {
     "generate": "kinema.apps.commands.generate",
@@ -73,13 +75,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, as of `report`.
     """
     share_cores()
-    for stream in (sys.stdout, sys.stderr):  # where they take no more than ASCII, the rest is escaped, no error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     return report(lambda: _run(argv))
 
 
+def _prepare_streams() -> None:
+    """Output that is closed goes nowhere; where it takes no more than ASCII, the rest is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _run(argv: Sequence[str] | None) -> None:
+    with raised_signals():  # SIGTERM, too, leaves no temporary file
+        try:
+            _run_command(argv)
+        finally:
+            sys.stdout.flush()  # a full disk is an error here, not a message of the interpreter at its end
+
+
+def _run_command(argv: Sequence[str] | None) -> None:
     arguments = build_parser().parse_args(argv)
     # A trainer keeps a log, on the terminal too.
     with nullcontext() if arguments.command == "train" else _log_as_lines():
@@ -90,13 +108,16 @@ def report(work: Callable[[], None]) -> int:
     """Do some work, and name what was wrong with its input in one line on stderr.
 
     Returns:
-        The exit status: 0; 2 after a mistake of the user; 130 after an interruption, or 128 and the number of the
-        signal that a training stopped for.
+        The exit status: 0; 2 after a mistake of the user; 130 after Ctrl-C, or 128 and the number of another
+        signal that stopped the work; 141, and nothing said, where the reader of the output is gone (`| head`).
     """
     try:
         work()
     except SystemExit as stop:  # --help, --version, and parsers within a command
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for what the interpreter writes at its end)
+        return 141  # 128 and the number of SIGPIPE
     except (KinemaError, OSError) as error:
         sys.stderr.write(f"kinema: error: {one_line(error, longest=2000)}\n")
         return 2

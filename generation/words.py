@@ -4,6 +4,8 @@ The rule is a normalizer and a pre-tokenizer of the `tokenizers` library. The sa
 and `split_words` runs the same two, so that there is no second splitter that could disagree.
 """
 
+from contextlib import suppress
+
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 _SIGMA, _FINAL_SIGMA = "\N{GREEK SMALL LETTER SIGMA}", "\N{GREEK SMALL LETTER FINAL SIGMA}"
@@ -61,6 +63,9 @@ def split_words(text: str) -> list[str]:
 def encodable_text(text: str) -> str:
     """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes.
 
-    They come from escapes in JSON, and from bytes on the command line that are not of its encoding.
+    They come from escapes in JSON, and from bytes on the command line that are not of its encoding. Where those bytes
+    are UTF-8 (a shell with `LC_ALL=POSIX`), the text is read as such.
     """
+    with suppress(UnicodeError):
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

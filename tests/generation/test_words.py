@@ -42,6 +42,7 @@ SENTENCES = {
     "digits": ("٣ कारें ४५ m² ½", "٣ कारें ४५ m² ½"),
     "signs": ("red_car co\u00adoperates 👩\u200d🚀 [PAD] don’t\u2028end", "red car cooperates pad don t end"),
     "half a surrogate pair": ("a\ud83db", "a b"),
+    "bytes of UTF-8": ("b\udcc3\udca9b\udcc3\udca9", "bébé"),
 }
 
 
