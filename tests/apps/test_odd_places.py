@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from child import finish, signal_after, start
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from videos import gray_ramp, make_video
 
+from child import finish, signal_after, start
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
+from videos import gray_ramp, make_video
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
 
