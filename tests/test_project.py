@@ -116,6 +116,47 @@ def test_wheel_holds_real_files(tmp_path: Path):
                for path in (ROOT / "src/kinema/weights").rglob("*") if path.is_file()}  # fmt: skip
     assert shipped <= set(entries)
     assert sum(entries[name].file_size for name in shipped) <= 60e6
+    _runs_outside_the_checkout(wheel, tmp_path / "elsewhere")
+
+
+def _runs_outside_the_checkout(wheel: Path, folder: Path) -> None:
+    """Installed into an empty folder, with the packages it needs, the program makes a clip of the embedded model."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([*command, str(wheel)], check=True, capture_output=True)
+    code = """
+import kinema, kinema.apps.cli, pathlib, sys
+assert pathlib.Path(kinema.__file__).is_relative_to(sys.argv[1]), kinema.__file__
+assert pathlib.Path(kinema.apps.cli.__file__).is_relative_to(sys.argv[1]), kinema.apps.cli.__file__
+sys.exit(kinema.apps.cli.main(["generate", "a red car", "--num-frames", "1", "--num-steps", "1", "-o", "clip.mp4"]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (folder / "clip.mp4").stat().st_size > 0
+
+
+def test_pages_that_are_named_exist():
+    """Paths of docs in the code, and links between pages."""
+    sources = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]
+    for area in (*AREAS, "benchmarks", "scripts", "src"):
+        sources += [path for path in (ROOT / area).rglob("*.py") if not path.is_symlink()]
+    named = 0
+    for source in sources:
+        text = source.read_text(encoding="utf-8")
+        for name in re.findall(r"\bdocs/[a-z_]+\.md\b", text):
+            assert (ROOT / name).is_file(), f"{source}: {name}"
+            named += 1
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) if source.suffix == ".md" else ():
+            assert (source.parent / link).exists(), f"{source}: {link}"
+            named += 1
+    assert named > 20
 
 
 def test_readme_shows_the_prompts_of_the_demo():
