@@ -43,12 +43,12 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_dim=12,
     )
     size = {"height": 32, "width": 32}
-    torch.manual_seed(1)
-    # Random weights as drawn tell pictures hardly apart: larger ones do.
-    model = CLIPModel(config)
+    # Random weights as drawn tell pictures hardly apart, and differ from version to version: larger ones, by name.
+    model, generator = CLIPModel(config), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 0.3 + float("norm" in name and name.endswith("weight")))
     model.save_pretrained(folder)
     CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer).save_pretrained(folder)
     return folder
