@@ -19,7 +19,7 @@ import kinema
 from kinema.errors import KinemaError
 from kinema.loading import one_line
 from kinema.machine import share_cores
-from kinema.training.stopping import raised_signals
+from kinema.stopping import raised_signals
 
 COMMANDS = {
     "generate": "kinema.apps.commands.generate",

@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar
 import tyro
 
 from kinema.errors import KinemaError
+from kinema.stopping import raised_signals
 from kinema.training.config import TrainingConfig
 from kinema.training.presets import select_preset
-from kinema.training.stopping import raised_signals
 
 Config = TypeVar("Config", bound=TrainingConfig)
 Parsed = TypeVar("Parsed")

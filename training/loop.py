@@ -22,6 +22,7 @@ from tqdm import tqdm
 from kinema.errors import KinemaError
 from kinema.loading import one_line
 from kinema.machine import computes_bf16
+from kinema.stopping import stop_signals
 from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoint, step_of
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
@@ -39,7 +40,6 @@ from kinema.training.run import Run
 from kinema.training.samples import save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
-from kinema.training.stopping import stop_signals
 from kinema.training.task import Batch, Companion, Task
 
 logger = logging.getLogger(__name__)

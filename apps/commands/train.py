@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-from kinema.training.stopping import delayed_signals
+from kinema.stopping import delayed_signals
 
 HELP = "train a tokenizer or a generator"
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from logging import CRITICAL
 
 from kinema.files import displayed
+from kinema.stopping import stop_if_asked
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
@@ -36,3 +37,4 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if hide_bars:
             logging.enable_progress_bar()
+        stop_if_asked()  # safetensors and torch pass over an interruption now and then

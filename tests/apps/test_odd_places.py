@@ -13,6 +13,7 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from child import finish, signal_after, start
+from kinema.apps.cli import main
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
 from kinema.generation.transformer.model import VideoTransformer
@@ -146,3 +147,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(model: Path, long_video: Pat
     assert said.splitlines()[-1].startswith("kinema: error: ")
     assert "too large" in said
     assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("library", ["keeps it", "turns it into an error"])
+def test_a_signal_that_a_library_keeps_to_itself_ends_the_program(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: str
+):
+    def load(*_: object, **__: object) -> object:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            if library == "turns it into an error":
+                raise ValueError("unable to load weights") from error
+        return {}
+
+    monkeypatch.setattr(CausalVideoTokenizer, "from_pretrained", load)
+    path = make_video(tmp_path / "a.mp4", gray_ramp(2))
+    assert main(["reconstruct", str(path), str(tmp_path / "out.mp4"), "--tokenizer", str(model / "vae")]) == 143
+    assert capsys.readouterr().err == "kinema: interrupted\n"
+    assert not (tmp_path / "out.mp4").exists()

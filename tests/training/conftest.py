@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from kinema.stopping import StopRequest
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import loop
-from kinema.training.stopping import StopRequest
 from kinema.video import write_video
 
 

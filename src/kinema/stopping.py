@@ -55,15 +55,38 @@ def stop_signals() -> Iterator[StopRequest]:
         yield request
 
 
+_raised: list[StopRequest] = []
+"""Signals of `raised_signals`, the innermost last."""
+
+
 @contextmanager
 def raised_signals() -> Iterator[None]:
-    """Within, a signal raises `Stopped`, so that what is half done is put in order."""
+    """Within, a signal raises `Stopped`, so that what is half done is put in order.
+
+    Libraries may turn that into an error of their own ("unable to load weights"), which becomes `Stopped` again here,
+    or pass over it, see `stop_if_asked`.
+    """
+    request = StopRequest()
 
     def stop(number: int, _: FrameType | None) -> None:
+        request.number = number
         raise Stopped(number)
 
-    with _handled_by(stop):
-        yield
+    _raised.append(request)
+    try:
+        with _handled_by(stop):
+            yield
+    except Exception:
+        request.finish()
+        raise
+    finally:
+        _raised.remove(request)
+
+
+def stop_if_asked() -> None:
+    """Raises `Stopped` where a signal did so before, and a library kept it to itself."""
+    for request in _raised:
+        request.finish()
 
 
 @contextmanager
