@@ -1,6 +1,7 @@
 """Video and picture files: what is written is read back; what is wrong is reported; nothing is left half-written."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -112,8 +113,9 @@ def test_metadata_that_is_not_utf8(tmp_path: Path):
     data = path.read_bytes()
     assert data.count(b"NAMENAME") == 1
     path.write_bytes(data.replace(b"NAMENAME", b"caf\xe9 \xff\xfe\xc3"))
-    with pytest.raises(UnicodeDecodeError), av.open(str(path)):
-        pass  # the file is one that needs care
+    needs_care = int(av.__version__.split(".")[0]) < 19
+    with pytest.raises(UnicodeDecodeError) if needs_care else nullcontext(), av.open(str(path)):
+        pass
     assert read_video(path).frames.shape == (3, 16, 16, 3)
 
 

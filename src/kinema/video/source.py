@@ -32,6 +32,10 @@ PICTURE_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "tiff", "webp", "jp
 """Codecs in which covers are stored."""
 
 
+# Names and comments in some files are not UTF-8: of no interest here, so never an error. PyAV 19 has this by itself.
+_TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 def silence_ffmpeg() -> None:
     """Switch PyAV's handling of FFmpeg's log off, which is its default but not where a package has set it.
 
@@ -72,9 +76,8 @@ class Media:
                         "protocol_whitelist": "none",
                         "max_pixels": str(MAX_PIXELS),
                     },
-                    # Names and comments in some files are not UTF-8: of no interest here, so never an error.
-                    metadata_errors="ignore",
                     io_open=_refuse,
+                    **_TOLERANT,
                 )
             except (FFmpegError, ValueError, OSError) as error:
                 raise KinemaError(f"`{name}` (={str(path)!r}) must be a video file, complete and readable") from error

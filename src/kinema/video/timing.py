@@ -83,7 +83,7 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
         stream: The stream whose times are wanted.
         path: The same file.
     """
-    base = stream.time_base or Fraction(1, 1000)
+    base = Fraction(stream.time_base) if stream.time_base else Fraction(1, 1000)  # PyAV 19 has rationals of its own
     stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     fallback = stated[0] if stated else Fraction(24)
     without = container.format.name in WITHOUT_DISPLAY_TIMES
