@@ -1,28 +1,18 @@
 """Karhunen-Loève transform of latent blocks: the best linear code of a given size, and where training starts."""
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import fold, haar_fold
-from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Ratio
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, BlockCoder
 from kinema.tokenizers.causal_vae.regression import LeastSquares, quantised_rows
 from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.quantizers.base import Bottleneck
-
-
-@runtime_checkable
-class BlockCoder(Protocol):
-    """An encoder or decoder with a linear path between the Haar level's blocks and latents."""
-
-    linear_path: nn.Linear
-    block_ratio: Ratio
-
 
 LARGEST_COVARIANCE = 8192
 """Blocks of more numbers than this (of 8x32x32: 24,576) get their components from a sample."""

@@ -42,7 +42,14 @@ def spatial_context(blocks: Sequence[int], ratios: Sequence[Ratio]) -> int:
     return ceil(sum(2 * count * size for count, size in zip(blocks, pixels, strict=True)) / cell)
 
 
-class Encoder(nn.Module):
+class BlockCoder(nn.Module):
+    """An encoder or decoder with a linear path between the Haar level's blocks and latents."""
+
+    linear_path: nn.Linear
+    block_ratio: Ratio
+
+
+class Encoder(BlockCoder):
     """Video ``(b, 3, t, h, w)`` to the bottleneck's input ``(b, c, t', h', w')``; of a stream, the next piece.
 
     Attributes:
@@ -90,7 +97,7 @@ class Encoder(nn.Module):
         return rearrange(h, "b t h w c -> b c t h w")
 
 
-class Decoder(nn.Module):
+class Decoder(BlockCoder):
     """Latents ``(b, z, t', h', w')`` to video ``(b, 3, t, h, w)``, whole latent steps; of a stream, the next piece.
 
     Attributes:

@@ -1,7 +1,6 @@
 """A trained tokenizer as the start of one with another bottleneck: the networks carry over, their ends are fitted."""
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -9,22 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Decoder, Encoder
+from kinema.tokenizers.base import LatentTokenizer
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO
 from kinema.tokenizers.causal_vae.regression import LeastSquares, quantised_rows
 from kinema.tokenizers.interface import pad_to_grid
-from kinema.tokenizers.quantizers.base import Bottleneck, DiscreteBottleneck
+from kinema.tokenizers.quantizers.base import DiscreteBottleneck
 
 
-@runtime_checkable
-class ConvolutionalTokenizer(Protocol):
-    """Encoder, bottleneck, decoder."""
-
-    encoder: Encoder
-    quantizer: Bottleneck
-    decoder: Decoder
-
-
-def check_transfer(source: ConvolutionalTokenizer, target: ConvolutionalTokenizer) -> None:
+def check_transfer(source: LatentTokenizer, target: LatentTokenizer) -> None:
     """Whether `transfer` can work.
 
     Raises:
@@ -37,9 +28,7 @@ def check_transfer(source: ConvolutionalTokenizer, target: ConvolutionalTokenize
 
 
 @torch.no_grad()
-def transfer(
-    source: ConvolutionalTokenizer, target: ConvolutionalTokenizer, videos: Iterable[Float[Tensor, "b 3 t h w"]]
-) -> None:
+def transfer(source: LatentTokenizer, target: LatentTokenizer, videos: Iterable[Float[Tensor, "b 3 t h w"]]) -> None:
     """Gives `target` the networks of `source`, with the best linear maps between the two latents at the bottleneck.
 
     The new latents are the principal components of the old ones, measured by what they change in the pixels (through

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import fold, haar_fold, haar_unfold, unfold
-from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Ratio
+from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, BlockCoder, Ratio
 from kinema.tokenizers.streaming import StreamCache, is_first
 from kinema.tokenizers.transformer.layers import SpaceTimeBlock
 
@@ -97,7 +97,7 @@ def zero_head(in_features: int, out_features: int) -> nn.Linear:
     return head
 
 
-class Encoder(nn.Module):
+class Encoder(BlockCoder):
     """Video ``(b, 3, t, h, w)`` to the bottleneck's input ``(b, c, t', h', w')``; of a stream, the next piece.
 
     Attributes:
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         return rearrange(h, "b t h w c -> b c t h w")
 
 
-class Decoder(nn.Module):
+class Decoder(BlockCoder):
     """Latents ``(b, z, t', h', w')`` to video ``(b, 3, t, h, w)``, whole latent steps; of a stream, the next piece.
 
     Attributes:
