@@ -4,6 +4,7 @@ Used by training and by the pipeline alike. Shapes: b batch, z channels, t h w t
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange, reduce
@@ -13,6 +14,9 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.flow import TIMESTEP_SCALE, interpolate, velocity_target
 
+Granularity = Literal["clip", "step", "token"]
+"""What shares a timestep: all tokens of a clip, those of a latent step, or none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
@@ -21,16 +25,19 @@ class Conditioning:
     Attributes:
         latents: normalised latents; only positions of the mask count.
         mask: true where they are given.
+        granularity: what the mask is known to leave whole: "clip" where nothing is given, "step" where latent steps are
+            given whole. Looking at the mask instead would make the host wait for the device.
     """
 
     latents: Float[Tensor, "b z t h w"]
     mask: Bool[Tensor, "b t h w"]
+    granularity: Granularity = "token"
 
     @classmethod
     def nothing(cls, latents: Float[Tensor, "b z t h w"]) -> "Conditioning":
         """Text-to-video: nothing is given; the argument tells shape, type and device."""
         mask = torch.zeros_like(latents[:, 0], dtype=torch.bool)
-        return cls(latents=torch.zeros_like(latents), mask=mask)
+        return cls(latents=torch.zeros_like(latents), mask=mask, granularity="clip")
 
     @classmethod
     def first_steps(cls, given: Float[Tensor, "b z k h w"], num_steps: int) -> "Conditioning":
@@ -47,7 +54,7 @@ class Conditioning:
         latents[:, :, :num_given] = given
         mask = torch.zeros_like(latents[:, 0], dtype=torch.bool)
         mask[:, :num_given] = True
-        return cls(latents=latents, mask=mask)
+        return cls(latents=latents, mask=mask, granularity="step")
 
     def impose(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
         """Puts what is given into place."""
@@ -65,6 +72,18 @@ class Conditioning:
         given = self.token_mask(patch_size)
         return torch.where(given, 0.0, (t.float() * TIMESTEP_SCALE)[:, None])
 
+    def grouped_timesteps(
+        self, t: Float[Tensor, " b"], patch_size: tuple[int, int, int] = (1, 1, 1)
+    ) -> Float[Tensor, "b ..."]:
+        """`timesteps`, one for all tokens that are known to share it, see `granularity`."""
+        if self.granularity == "token":
+            return self.timesteps(t, patch_size)
+        scaled = t.float() * TIMESTEP_SCALE
+        if self.granularity == "clip":
+            return scaled
+        given = self.mask[:, :, 0, 0].unflatten(1, (-1, patch_size[0])).all(2)
+        return torch.where(given, 0.0, scaled[:, None])
+
     def token_mask(self, patch_size: tuple[int, int, int] = (1, 1, 1)) -> Bool[Tensor, "b n"]:
         """Which tokens are given, in the transformer's order (t h w)."""
         pt, ph, pw = patch_size
@@ -79,13 +98,13 @@ class FlowInputs:
 
     Attributes:
         hidden_states: noisy latents with the given ones in place.
-        timestep: of each token.
+        timestep: of each clip, latent step or token, see `Conditioning.grouped_timesteps`.
         target: the velocity.
         wanted: positions that count in the loss.
     """
 
     hidden_states: Float[Tensor, "b z t h w"]
-    timestep: Float[Tensor, "b n"]
+    timestep: Float[Tensor, "b ..."]
     target: Float[Tensor, "b z t h w"]
     wanted: Bool[Tensor, "b t h w"]
 
@@ -109,7 +128,7 @@ def flow_inputs(
     conditioning = Conditioning.nothing(clean) if conditioning is None else conditioning
     return FlowInputs(
         hidden_states=conditioning.impose(interpolate(clean, noise, t)),
-        timestep=conditioning.timesteps(t, patch_size),
+        timestep=conditioning.grouped_timesteps(t, patch_size),
         target=velocity_target(clean, noise),
         wanted=~conditioning.mask,
     )
@@ -139,4 +158,5 @@ def sample_first_step_conditioning(
     noise = torch.randn(clean[:, :, :1].shape, generator=generator, device=draw.device).to(clean)
     given = interpolate(clean[:, :, :1], noise, (draw[1] * max_noise).to(clean.device))
     conditioning = Conditioning.first_steps(given, num_steps)
-    return Conditioning(latents=conditioning.latents, mask=conditioning.mask & is_given[:, None, None, None])
+    mask = conditioning.mask & is_given[:, None, None, None]
+    return Conditioning(latents=conditioning.latents, mask=mask, granularity="step")

@@ -279,7 +279,7 @@ class KinemaPipeline(DiffusionPipeline):
         t = (timestep / TIMESTEP_SCALE).expand(len(latents))
         inputs = {
             "hidden_states": latents.to(self.transformer.dtype),
-            "timestep": conditioning.timesteps(t, self.transformer.patch_size),
+            "timestep": conditioning.grouped_timesteps(t, self.transformer.patch_size),
             "return_dict": False,
             "step": step,
             "num_steps": self._num_timesteps,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line
+from kinema.machine import lasting
 from kinema.tokenizers.checks import (
     check_config_keys,
     check_latents,
@@ -70,6 +71,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     _temporal_ratio: int
     _spatial_ratio: int
     _tile_size: int | None = TILE_SIZE
+    _statistics_on: tuple[Any, Tensor] | None = None
 
     @classmethod
     def from_preset(cls: type[AnyTokenizer], name: str) -> AnyTokenizer:
@@ -393,6 +395,11 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             raise KinemaError(f"`latents` (of shape {shape}) must be (batch, {channels}, frames, height, width)")
         if config.latents_mean is None:
             return torch.zeros((), device=like.device), torch.ones((), device=like.device)
-        mean = torch.tensor(config.latents_mean, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
-        std = torch.tensor(config.latents_std, device=like.device, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        key = (tuple(config.latents_mean), tuple(config.latents_std), like.device)
+        if self._statistics_on is None or self._statistics_on[0] != key:
+            # Kept: to copy them to a device in each call would make the host wait.
+            with lasting():
+                both = torch.tensor([config.latents_mean, config.latents_std], device=like.device, dtype=torch.float32)
+            self._statistics_on = (key, both.view(2, 1, -1, 1, 1, 1))
+        mean, std = self._statistics_on[1]
         return mean, std

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
@@ -63,7 +64,7 @@ class DiffusionTask(Task[Batch]):
         check_depends(config, "tokenizer", self.vae_hash, start)
         keep_statistics(self.vae, start)
         with accelerator.main_process_first():  # it computes what is kept, the others find it
-            self.clips = CaptionedClips(config)
+            self.clips = CaptionedClips(config, device=accelerator.device)
             self.clips.check_captions()
             self.contents = data_contents(config.data, self.clips.sources, captions=True)
             check_data(config, self.contents, start)
@@ -73,7 +74,7 @@ class DiffusionTask(Task[Batch]):
             self.text_hash = None if config.text_encoder is None else folder_hash(config.text_encoder)
             check_depends(config, "text_encoder", self.text_hash, start)
             self.cache = self._cached_latents() if config.num_clips else None
-        self.null_text = self.encode_text([""])
+        self.null_text = self.encode_text([""]).to(accelerator.device)
         torch.manual_seed(config.seed)
         floats = self.null_text.values.is_floating_point()
         text = (
@@ -103,7 +104,13 @@ class DiffusionTask(Task[Batch]):
             "clips": self.clips.fingerprint(),
         }
         return cached_latents(
-            config.run_cache_dir, settings, config.num_clips, self.clips, self._encode, self.encode_text
+            config.run_cache_dir,
+            settings,
+            config.num_clips,
+            self.clips,
+            self._encode,
+            self.encode_text,
+            self.vae.device,
         )
 
     def depends_on(self) -> dict[str, Any]:
@@ -136,7 +143,7 @@ class DiffusionTask(Task[Batch]):
             text = self.encode_text(captions)
             return {"video": video, "text": text.values, "mask": text.mask}
         size = len(self.cache)
-        latents, text = self.cache([int(epoch_order(self.config.seed, p // size, size)[p % size]) for p in positions])
+        latents, text = self.cache(shuffled(self.config.seed, positions, size))
         return {"latents": latents, "text": text.values, "mask": text.mask}
 
     def num_clips(self, batch: Batch) -> int:
@@ -162,7 +169,7 @@ class DiffusionTask(Task[Batch]):
         )
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         dropped = torch.rand(len(clean), generator=generator, device=clean.device) < config.text_drop
-        text = TextFeatures(batch["text"], batch["mask"]).drop(dropped, self.null_text.to(clean.device))
+        text = TextFeatures(batch["text"], batch["mask"]).drop(dropped, self.null_text)
         weight = loss_weight(t, config.loss_weighting)
         return self._flow_loss(model, clean, noise, t, conditioning, text, weight), {}
 
@@ -185,7 +192,7 @@ class DiffusionTask(Task[Batch]):
         return flow_loss(prediction, inputs.target, inputs.wanted, weight)
 
     def _validation_batch(self) -> Batch | None:
-        clips = CaptionedClips(self.config, "validation")
+        clips = CaptionedClips(self.config, "validation", self.vae.device)
         if not clips.sources or not self.config.validation_clips:
             return None
         video, captions = clips(range(self.config.validation_clips))
@@ -261,6 +268,15 @@ class DiffusionTask(Task[Batch]):
     def export(self, model: nn.Module, folder: Path) -> None:
         """Saves the whole pipeline."""
         self.pipeline(model).save_pretrained(folder)
+
+
+def shuffled(seed: int, positions: range, size: int) -> Int[Tensor, " b"]:
+    """Which of the kept clips stand at these positions of the training, all epochs in one row."""
+    parts: list[Tensor] = []
+    for epoch in range(positions.start // size, (positions.stop - 1) // size + 1):
+        first, last = max(positions.start, epoch * size), min(positions.stop, (epoch + 1) * size)
+        parts.append(epoch_order(seed, epoch, size)[first - epoch * size : last - epoch * size])
+    return torch.cat(parts)
 
 
 @lru_cache(maxsize=2)

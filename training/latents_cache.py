@@ -12,13 +12,13 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,13 +26,17 @@ from tqdm import tqdm
 
 from kinema.errors import KinemaError
 from kinema.files import atomic_path
-from kinema.generation.text import TextFeatures, concatenate
+from kinema.generation.text import TextFeatures
 from kinema.loading import one_line
 
 logger = logging.getLogger(__name__)
 
 SHARD_SIZE = 1024
-_BATCH = 32
+DEVICE_SHARE = 0.25
+"""Part of a device's memory that kept latents may take."""
+_TEXT_MULTIPLE = 16
+_BATCH, _BATCH_ELSEWHERE = 32, 128
+"""Clips encoded at once on the CPU, and on other devices."""
 _FORMAT = 2
 """Of the shards; 1 had no checksums."""
 
@@ -63,28 +67,77 @@ class Shard(NamedTuple):
 class LatentsCache:
     """Latents with text, by number.
 
+    They lie on the device where they take at most `DEVICE_SHARE` of its memory, else in the machine's memory.
+
     Args:
-        shards: of `SHARD_SIZE` clips each, but the last.
+        shards: of `SHARD_SIZE` clips each, but the last; emptied, so that nothing is held twice.
+        device: that trains.
 
     Attributes:
         captions: the caption of each clip.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = shards
+    def __init__(self, shards: list[Shard], device: torch.device | str = "cpu") -> None:
         self.captions: list[str] = [caption for shard in shards for caption in shard.captions]
+        self._lengths = torch.cat([_lengths(shard.mask) for shard in shards])
+        longest = int(self._lengths.max())
+        shards = [shard._replace(text=_cut(shard.text, longest), mask=_cut(shard.mask, longest)) for shard in shards]
+        size = sum(tensor.nbytes for shard in shards for tensor in (shard.latents, shard.text, shard.mask))
+        self._device = place_of(size, torch.device(device))
+        # A device works with texts of few lengths, so that what is compiled or chosen by length is so rarely.
+        self._multiple = 1 if self._device.type == "cpu" else _TEXT_MULTIPLE
+        columns = -longest % self._multiple
+        self._latents = _joined([shard.latents for shard in shards], self._device)
+        self._text = _joined([_padded(shard.text, columns) for shard in shards], self._device)
+        self._mask = _joined([_padded(shard.mask, columns) for shard in shards], self._device)
 
     def __len__(self) -> int:
         return len(self.captions)
 
-    def __call__(self, indices: Iterable[int]) -> tuple[Float[Tensor, "b z t h w"], TextFeatures]:
-        """Latents (float32, as the tokenizer gives them) and text of some clips."""
-        latents, texts = [], []
-        for index in indices:
-            shard, row = self._shards[index // SHARD_SIZE], index % SHARD_SIZE
-            latents.append(shard.latents[row])
-            texts.append(TextFeatures(shard.text[row : row + 1], shard.mask[row : row + 1]))
-        return torch.stack(latents).float(), concatenate(texts).trim()
+    def __call__(self, indices: Int[Tensor, " b"] | Sequence[int]) -> tuple[Float[Tensor, "b z t h w"], TextFeatures]:
+        """Latents (float32, as the tokenizer gives them) and text of some clips, where the cache lies."""
+        chosen = torch.as_tensor(indices)
+        length = int(self._lengths[chosen].max())
+        length += -length % self._multiple
+        if self._device.type == "cuda":
+            chosen = chosen.pin_memory()
+        rows = chosen.to(self._device, non_blocking=True)
+        text = TextFeatures(self._text.index_select(0, rows), self._mask.index_select(0, rows))
+        text = TextFeatures(text.values[:, :length], text.mask[:, :length])
+        return self._latents.index_select(0, rows).float(), text
+
+
+def place_of(size: int, device: torch.device) -> torch.device:
+    """The device where so many bytes take at most `DEVICE_SHARE` of its memory, else the CPU."""
+    if device.type != "cuda":
+        return device if device.type == "cpu" else torch.device("cpu")
+    return device if size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[1] else torch.device("cpu")
+
+
+def _lengths(mask: Tensor) -> Int[Tensor, " n"]:
+    """Columns up to the last that is text, at least one."""
+    columns = torch.arange(1, mask.shape[1] + 1)
+    return (mask * columns).amax(1).clamp(min=1)
+
+
+def _cut(tensor: Tensor, columns: int) -> Tensor:
+    missing = columns - tensor.shape[1]
+    return _padded(tensor, missing) if missing > 0 else tensor[:, :columns]
+
+
+def _padded(tensor: Tensor, columns: int) -> Tensor:
+    return torch.cat((tensor, tensor.new_zeros(tensor.shape[0], columns, *tensor.shape[2:])), dim=1)
+
+
+def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
+    """One tensor of all rows, on the device; the parts are let go one by one."""
+    joined = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype, device=device)
+    first = 0
+    while parts:
+        part = parts.pop(0)
+        joined[first : first + len(part)] = part
+        first += len(part)
+    return joined
 
 
 def cached_latents(
@@ -94,6 +147,7 @@ def cached_latents(
     make_clips: Callable[[range], tuple[Tensor, list[str]]],
     encode: Callable[[Tensor], Tensor],
     encode_text: Callable[[Sequence[str]], TextFeatures],
+    device: torch.device | str = "cpu",
 ) -> LatentsCache:
     """The latents of clips 0 to `num_clips`, computed now where they are not there yet.
 
@@ -104,6 +158,7 @@ def cached_latents(
         make_clips: clips ``(b, 3, t, h, w)`` and captions by number.
         encode: latents ``(b, z, t', h', w')`` of clips.
         encode_text: text features of captions.
+        device: that encodes and trains.
 
     Raises:
         KinemaError: A shard cannot be written: the disk is full, say.
@@ -119,7 +174,7 @@ def cached_latents(
             file = folder / f"shard-{first // SHARD_SIZE:05d}.safetensors"
             shard = _read_shard(file, len(indices))
             if shard is None:
-                shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update)
+                shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update, torch.device(device))
                 _write_shard(file, shard)
                 computed += len(indices)
                 logger.info("latents of %d/%d clips computed", indices.stop, num_clips)
@@ -128,7 +183,7 @@ def cached_latents(
         _write_text(folder / "settings.json", json.dumps(described, indent=2) + "\n")
     else:
         logger.info("latents of %d clips reused from %s", num_clips, folder)
-    return LatentsCache(shards)
+    return LatentsCache(shards, device)
 
 
 def _compute_shard(
@@ -137,11 +192,13 @@ def _compute_shard(
     encode: Callable[[Tensor], Tensor],
     encode_text: Callable[[Sequence[str]], TextFeatures],
     advance: Callable[[int], object],
+    device: torch.device,
 ) -> Shard:
     latents: list[Tensor] = []
     captions: list[str] = []
-    for first in range(indices.start, indices.stop, _BATCH):
-        some = range(first, min(first + _BATCH, indices.stop))
+    at_once = _BATCH if device.type == "cpu" else _BATCH_ELSEWHERE
+    for first in range(indices.start, indices.stop, at_once):
+        some = range(first, min(first + at_once, indices.stop))
         video, texts = make_clips(some)
         latents.append(encode(video).to("cpu", torch.float16))
         captions += texts

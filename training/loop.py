@@ -5,18 +5,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
@@ -27,7 +24,9 @@ from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoi
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
 from kinema.training.folders import write_folder
-from kinema.training.optimization import Learner, adamw, any_process, make_optimizer
+from kinema.training.meter import Meter
+from kinema.training.optimization import Learner, adamw, make_optimizer
+from kinema.training.prefetch import Prefetcher, to_device
 from kinema.training.record import (
     VOCABULARY,
     check_model,
@@ -40,6 +39,7 @@ from kinema.training.run import Run
 from kinema.training.samples import save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
+from kinema.training.skipped import SkippedSteps
 from kinema.training.task import Batch, Companion, Task
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
     checkpoints.score_name = task.score_name
     if run.start is None:
         task.prepare()
-    optimizer = make_optimizer(task.model, config, device)
+    optimizer = make_optimizer(task.model, config)
     # The average comes first: a prepared model's `forward` is another one.
     ema = EMA(task.model.to(device), config.ema_decay)
     learner = Learner(task.model, optimizer, config.learning_rate, config.max_grad_norm, accelerator)
@@ -91,22 +91,24 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
     accelerator.init_trackers("logs")
 
     learner.model.train()
-    meter, clock, before = Meter(), time.monotonic(), state.elapsed
+    meter, clock = Meter(), Clock(accelerator, config, state)
+    skipped = SkippedSteps(state, config)
     first_step, intervals = state.step, (config.eval_every, config.sample_every, config.save_every)
+    pin = device.type == "cuda"
     with (
-        Prefetcher(task.batch, state.step, config.num_steps, config.num_workers) as batches,
+        Prefetcher(task.batch, state.step, config.num_steps, config.num_workers, pin=pin) as batches,
         stop_signals() as stop_asked,
         tqdm(total=config.num_steps, initial=state.step, disable=not show_bar(accelerator)) as bar,
     ):
         while True:
             # What is due after a number of steps: evaluate, show, save, stop.
-            finished = state.step >= config.num_steps
-            out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
-            ended = any_process(accelerator, finished or out_of_time)
-            done = any_process(accelerator, ended or stop_asked())
+            ended, stopped = clock.look(stop_asked())
+            done = ended or stopped
             due = [ended or (state.step > first_step and state.step % every == 0) for every in intervals]
             # On a requested stop, only save a checkpoint, so that a resumed run equals an uninterrupted one.
             due[2] |= done
+            if any(due):
+                skipped.finish()
             improved = False
             if due[0] and accelerator.is_main_process:
                 state.metrics = task.evaluate(ema.model)
@@ -133,6 +135,7 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
             # One step.
             meter.start()
             batch = to_device(batches.next(), device)
+            meter.got_batch()
             factor = learning_rate_factor(
                 state.step,
                 progress(state, config),
@@ -143,22 +146,21 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
             torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
             generator = step_generator(config.seed, rank, state.step, "loss", device)
             task.start_step(state.step)
-            terms = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
-            left_out = "it" if terms is None else None
-            if terms is not None:
-                ema.update(learner.plain)
-            if companion is not None and terms is not None and task.companion_trains():
-                more = companion.step(task.companion_loss, factor)
-                left_out = "the companion's step" if more is None else None
-                terms |= more or {}
+            terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            ema.update(learner.plain, taken)
+            meter.add(terms, taken)
+            companion_taken = None
+            if companion is not None and task.companion_trains():
+                terms, companion_taken = companion.step(task.companion_loss, factor, allowed=taken)
+                meter.add(terms, companion_taken)
             state.step += 1
-            state.elapsed = before + time.monotonic() - clock
-            count_skipped(left_out, state, config)
-            meter.add(terms)
-            meter.num_clips += task.num_clips(batch) * accelerator.num_processes
+            clock.advance()
+            skipped.add(state.step, taken, companion_taken)
+            meter.end(task.num_clips(batch) * accelerator.num_processes)
 
             bar.update()
             if state.step % config.log_every == 0:
+                skipped.finish()
                 numbers = meter.means() | task.numbers() | {"learning_rate": config.learning_rate * factor}
                 numbers |= {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
                 accelerator.log({f"train/{k}": v for k, v in numbers.items()}, step=state.step)
@@ -238,31 +240,58 @@ def start_companion(companion: Companion | None, config: TrainingConfig, acceler
     if companion is None:
         return None
     module = companion.module.to(accelerator.device).train()
-    optimizer = adamw(module.parameters(), companion.learning_rate, companion.betas, accelerator.device)
+    optimizer = adamw(module.parameters(), companion.learning_rate, companion.betas)
     optimizer.param_groups[0]["weight_decay"] = 0.0
     return Learner(
         module, optimizer, companion.learning_rate, config.max_grad_norm, accelerator, prefix=f"{companion.name}_"
     )
 
 
-def count_skipped(left_out: str | None, state: TrainingState, config: TrainingConfig) -> None:
-    """Counts a step of which something was left out because a loss or gradient was not finite.
+class Clock:
+    """The time that a training has taken, and when it ends.
 
-    Raises:
-        KinemaError: it is one of too many in a row.
+    In several processes, the time of the first one counts for all: learning rates that follow it are the same
+    everywhere. They agree on it every few steps, so that the other steps need no word between processes.
+
+    Args:
+        accelerator: the processes.
+        config: has the limits.
+        state: gets the time.
     """
-    if left_out is None:
-        state.skipped_in_a_row = 0
-        return
-    state.skipped_steps += 1
-    state.skipped_in_a_row += 1
-    logger.warning("step %d: %s was left out, its loss or gradient is not finite", state.step, left_out)
-    if state.skipped_in_a_row >= config.max_skipped_steps:
-        raise KinemaError(
-            f"`max_skipped_steps` (={config.max_skipped_steps}) must be above the number of steps in a row whose loss "
-            f"or gradient is not finite, and step {state.step} reached it: try a lower `learning_rate`, "
-            f"`mixed_precision` no, or other data; {config.run_dir / 'checkpoints'} holds the state before"
-        )
+
+    _AGREE_EVERY = 8
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig, state: TrainingState) -> None:
+        self._accelerator, self._config, self._state = accelerator, config, state
+        self._began, self._before = time.monotonic(), state.elapsed
+        self._stopped = False
+
+    def look(self, stop_asked: bool) -> tuple[bool, bool]:
+        """Whether the training has ended, and whether it is to stop before that; alike in all processes.
+
+        Args:
+            stop_asked: whether this process was asked to stop.
+        """
+        config, state = self._config, self._state
+        if self._accelerator.num_processes == 1:
+            self._stopped = stop_asked
+        elif state.step % self._AGREE_EVERY == 0 or state.step >= config.num_steps:
+            own = [float(stop_asked), self._now() if self._accelerator.is_main_process else 0.0]
+            told: Any = self._accelerator.reduce(
+                torch.tensor(own, device=self._accelerator.device, dtype=torch.float64), "sum"
+            )
+            stops, state.elapsed = told.tolist()
+            self._stopped = stops > 0
+        out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
+        return state.step >= config.num_steps or out_of_time, self._stopped
+
+    def advance(self) -> None:
+        """A step was taken."""
+        if self._accelerator.num_processes == 1:
+            self._state.elapsed = self._now()
+
+    def _now(self) -> float:
+        return self._before + time.monotonic() - self._began
 
 
 def progress(state: TrainingState, config: TrainingConfig) -> float:
@@ -271,77 +300,6 @@ def progress(state: TrainingState, config: TrainingConfig) -> float:
         assert config.max_minutes is not None
         return min(1.0, state.elapsed / (60 * config.max_minutes))
     return min(1.0, state.step / config.num_steps)
-
-
-class Prefetcher(Generic[Batch]):
-    """Batches in order, made ahead by threads (`make` is pure, so nothing depends on how they run)."""
-
-    def __init__(self, make: Callable[[int], Batch], start: int, stop: int, num_workers: int) -> None:
-        self.make, self.position, self.stop = make, start, stop
-        self.ahead = 2 * num_workers
-        self.pool = ThreadPoolExecutor(num_workers, "batch") if num_workers else None
-        self.futures: dict[int, Any] = {}
-
-    def next(self) -> Batch:
-        """The next batch."""
-        step, self.position = self.position, self.position + 1
-        if self.pool is None:
-            return self.make(step)
-        for s in range(step, min(step + self.ahead + 1, max(self.stop, step + 1))):
-            if s not in self.futures:
-                self.futures[s] = self.pool.submit(self.make, s)
-        return self.futures.pop(step).result()
-
-    def __enter__(self) -> "Prefetcher[Batch]":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Meter:
-    """Means since the last line of the log, and the time that steps take."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts anew."""
-        self.sums: dict[str, tuple[int, Tensor | float]] = {}
-        self.steps, self.seconds, self.num_clips = 0, 0.0, 0
-
-    def start(self) -> None:
-        """A step begins."""
-        self.began = time.monotonic()
-
-    def add(self, terms: dict[str, Tensor] | None) -> None:
-        """A step ends; its time counts, and its terms where it was not left out."""
-        for name, value in (terms or {}).items():
-            value = value.detach().float()
-            count, total = self.sums.get(name, (0, 0.0))
-            self.sums[name] = (count + 1, total + value)
-        self.steps += 1
-        self.seconds += time.monotonic() - self.began
-
-    def means(self) -> dict[str, float]:
-        """Means of the terms over the steps that had them, clips a second and seconds a step; then starts anew."""
-        numbers = {name: float(total) / count for name, (count, total) in self.sums.items()}
-        numbers["clips_per_second"] = self.num_clips / max(self.seconds, 1e-9)
-        numbers["seconds_per_step"] = self.seconds / self.steps
-        self.reset()
-        return numbers
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch (tensors in dictionaries, lists and tuples) on a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def show_bar(accelerator: Accelerator) -> bool:

@@ -3,78 +3,133 @@
 Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") replaces the momentum of a matrix
 by the nearest semi-orthogonal matrix, so that every direction of a layer learns at the same rate. Updates are scaled to
 the root mean square of AdamW's (arXiv 2502.16982, eq. 4), so that one learning rate serves both.
+
+Shapes: k matrices of one shape, m rows, n columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from kinema.machine import computes_bf16
+from kinema.training.foreach import foreach_add_, foreach_copy_, foreach_mul_, in_chunks
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _UPDATE_RMS = 0.2
 
 
 @torch.no_grad()
-def orthogonalize(matrix: Float[Tensor, "m n"], steps: int = 5) -> Float[Tensor, "m n"]:
-    """About the nearest semi-orthogonal matrix: singular values end in 0.7..1.2 (a quintic Newton-Schulz iteration)."""
+def orthogonalize(matrices: Float[Tensor, "*k m n"], steps: int = 5) -> Float[Tensor, "*k m n"]:
+    """About the nearest semi-orthogonal matrices: singular values end in 0.7..1.2 (a quintic Newton-Schulz iteration).
+
+    Args:
+        matrices: one, or several of one shape.
+        steps: of the iteration.
+    """
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16() if computes_bf16(matrix.device) else matrix.float()
-    transposed = x.shape[0] > x.shape[1]
-    x = x.T if transposed else x
-    x = x / (x.norm() + 1e-7)
+    x = matrices.bfloat16() if computes_bf16(matrices.device) else matrices.float()
+    transposed = x.shape[-2] > x.shape[-1]
+    x = x.mT if transposed else x
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x.reshape(-1, *x.shape[-2:])
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if transposed else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if transposed else x).reshape(matrices.shape).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Groups with ``muon=True`` hold matrices and kernels (flattened after the first axis); others are AdamW's.
+
+    Matrices of one shape are updated together. A tensor `found_inf`, as torch's fused optimizers have it, makes a step
+    leave weights and state as they are where it is 1, without the host knowing.
 
     Args:
         params: parameter groups, each with `muon` and optionally `weight_decay`.
         lr: learning rate of all groups.
         betas: AdamW's decays.
         momentum: decay of Muon's (Nesterov) momentum.
+
+    Attributes:
+        found_inf: 1 on the weights' device where the next step is to be left out; None: it is taken.
     """
 
+    found_inf: Tensor | None = None
+
     def __init__(self, params: list[dict[str, Any]], lr: float, betas: tuple[float, float], momentum: float = 0.95):
-        super().__init__(params, dict(lr=lr, betas=betas, momentum=momentum, weight_decay=0.0, muon=False, eps=1e-8))
+        # `fused` is of AdamW's groups; torch puts the counts of steps of such groups on the weights' device.
+        defaults = dict(lr=lr, betas=betas, momentum=momentum, weight_decay=0.0, muon=False, eps=1e-8, fused=True)
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adam
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update(parameter, parameter.grad, group)
+            taken = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not group["muon"]:
+                self._adam(taken, group)
+                continue
+            for alike in _stacks(taken):
+                self._muon(alike, group)
         return loss
 
-    def _muon(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonalize(gradient.lerp(state["momentum"], group["momentum"]).flatten(1))
-        scale = _UPDATE_RMS * max(direction.shape) ** 0.5
-        parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Updates matrices of one shape."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        held = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = torch.stack([parameter.grad for parameter in parameters])  # pyright: ignore[reportArgumentType]
+        taken: Tensor | float = 1.0
+        if self.found_inf is not None:
+            # What is not finite would spread through a product with 0.
+            gradients = torch.where(self.found_inf > 0, 0.0, gradients)
+            taken = 1 - self.found_inf
+        momenta = torch.stack(held).lerp_(gradients, (1 - group["momentum"]) * taken)
+        foreach_copy_(held, momenta.unbind())
+        directions = orthogonalize(gradients.lerp(momenta, group["momentum"]).flatten(2))
+        scale = _UPDATE_RMS * max(directions.shape[1:]) ** 0.5
+        updates = (directions * (-group["lr"] * scale * taken)).view_as(gradients)
+        foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * taken)
+        foreach_add_(parameters, updates.unbind())
 
-    def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """arXiv 1711.05101, algorithm 2."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        step, (beta1, beta2) = state["step"].item(), group["betas"]
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        parameter.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - beta1**step))
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] |= {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        states = [self.state[parameter] for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],  # pyright: ignore[reportArgumentType]
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _stacks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights of one shape together, as many as the limit on memory allows."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        by_shape.setdefault(parameter.shape, []).append(parameter)
+    for alike in by_shape.values():
+        yield from (chunk for (chunk,) in in_chunks(alike))

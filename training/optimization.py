@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kinema.training.config import TrainingConfig
 from kinema.training.muon import Muon
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW for all, or Muon for the matrices and kernels of repeated blocks and AdamW for the rest.
 
     What is one number a channel (biases, gains) does not decay.
@@ -25,12 +26,12 @@ def make_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devic
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "muon":
         return Muon(groups, lr=config.learning_rate, betas=config.betas)
-    return adamw(groups, config.learning_rate, config.betas, device)
+    return adamw(groups, config.learning_rate, config.betas)
 
 
-def adamw(parameters: Any, learning_rate: float, betas: tuple[float, float], device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where the device has that."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
+def adamw(parameters: Any, learning_rate: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW, fused: one launch for many weights, and steps that the device itself leaves out (`found_inf`)."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, fused=True)
 
 
 def _is_inner(name: str) -> bool:
@@ -72,51 +73,48 @@ class Learner:
         self.optimizer: torch.optim.Optimizer = self._optimizer.optimizer
 
     def step(
-        self, compute_loss: Callable[[nn.Module], tuple[Tensor, dict[str, Tensor]]], factor: float
-    ) -> dict[str, Tensor] | None:
+        self,
+        compute_loss: Callable[[nn.Module], tuple[Tensor, dict[str, Tensor]]],
+        factor: float,
+        allowed: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """One step of the optimizer.
 
         A loss or a gradient that is not finite, in any process, leaves network and optimizer as they were: weights
-        are not moved, and what the forward pass did to buffers (codebooks, running means) is undone.
+        are not moved, and what the forward pass did to buffers (codebooks, running means) is undone. That is decided
+        on the device; the host does not wait for it.
 
         Args:
             compute_loss: from the prepared network to the loss and terms to log.
             factor: of the learning rate.
+            allowed: 0 where the step is not to be taken; None: it is.
 
         Returns:
-            The terms with `loss` and `grad_norm`, or None if there was no step.
+            The terms with `loss` and `grad_norm`, and 1 where the step was taken, else 0.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
         before = [buffer.clone() for buffer in self.plain.buffers()]
         with self.accelerator.autocast():
             loss, terms = compute_loss(self.model)
-        grad_norm = self._backward(loss)
-        if grad_norm is not None:
-            self._optimizer.step()
-            terms = terms | {f"{self.prefix}loss": loss.detach(), f"{self.prefix}grad_norm": grad_norm}
-        else:
-            with torch.no_grad():
-                for buffer, value in zip(self.plain.buffers(), before, strict=True):
-                    buffer.copy_(value)
-        self._optimizer.zero_grad(set_to_none=True)
-        return None if grad_norm is None else terms
-
-    def _backward(self, loss: Tensor) -> Tensor | None:
-        """The norm of the clipped gradient; None where loss or gradient is not finite."""
-        if any_process(self.accelerator, not bool(torch.isfinite(loss))):
-            return None
         self.accelerator.backward(loss)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
-        return None if any_process(self.accelerator, not bool(torch.isfinite(norm))) else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        taken = self._agree(torch.isfinite(loss.detach()) & torch.isfinite(norm), allowed)
+        self.optimizer.found_inf = 1 - taken  # pyright: ignore[reportAttributeAccessIssue]  # fused optimizers read it
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in zip(self.plain.buffers(), before, strict=True):
+                buffer.copy_(torch.where(taken > 0, buffer, value))
+        return terms | {f"{self.prefix}loss": loss.detach(), f"{self.prefix}grad_norm": norm}, taken
 
-
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum")
-    return bool(total > 0)  # type: ignore[operator]
+    def _agree(self, finite: Tensor, allowed: Tensor | None) -> Tensor:
+        """1 where the numbers of all processes are finite and the step is allowed, else 0."""
+        taken = finite.float()
+        if self.accelerator.num_processes > 1:
+            taken = (self.accelerator.reduce(taken, "sum") >= self.accelerator.num_processes).float()  # pyright: ignore[reportOperatorIssue, reportAttributeAccessIssue]
+        return taken if allowed is None else taken * allowed
 
 
 def process_mean(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:

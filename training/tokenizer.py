@@ -155,8 +155,8 @@ class TokenizerTask(Task[Tensor]):
         for name, value in losses.items():
             terms[name] = value
             total = total + getattr(config, f"{name}_weight") * value
-        if self.usage is not None and bool(torch.isfinite(total)):  # what is not finite has no code
-            self.usage.update(output.indices)
+        if self.usage is not None:
+            self.usage.update(output.indices, torch.isfinite(total.detach()))  # what is not finite has no code
         self.pair = (batch, reconstruction.detach())
         return total, terms
 

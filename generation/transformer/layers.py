@@ -5,7 +5,6 @@ g groups of consecutive video tokens that share a timestep (g divides n).
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kinema.errors import KinemaError
 from kinema.generation.transformer.arrangement import DENSE, BlockAttention
 from kinema.generation.transformer.rope import apply_rotary
 
@@ -149,38 +149,27 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class DistinctTimesteps(NamedTuple):
-    """Per-token timesteps, each (clip, timestep) pair once."""
+def distinct_timesteps(timestep: Float[Tensor, "b ..."], grid: tuple[int, int, int]) -> Float[Tensor, "b g"]:
+    """The timestep of each group of tokens, for which modulation is computed once.
 
-    timestep: Float[Tensor, " u"]
-    """The timestep of each distinct pair."""
-    clip: Int[Tensor, " u"]
-    """The row of the batch of each distinct pair."""
-    pair: Int[Tensor, "b g"]
-    """Which pair each group of tokens uses; g is 1 (the clip has one timestep), t' (one a latent step) or n."""
-
-
-def distinct_timesteps(timestep: Float[Tensor, "b n"], num_steps: int) -> DistinctTimesteps:
-    """Finds the distinct timesteps of a batch, and the coarsest grouping of tokens that keeps them apart.
-
-    Modulation is a product of the timestep and the clip alone; a clip has one or two timesteps and thousands of tokens.
+    The shape says what shares a timestep; the values are not looked at, so that no device is waited for.
 
     Args:
-        timestep: the timestep of each token, order (t h w).
-        num_steps: latent steps t' that the tokens belong to; n is a multiple of it.
+        timestep: of each clip, of each latent step, or of each token in the order (t h w).
+        grid: tokens along t, h, w.
+
+    Raises:
+        KinemaError: it has another shape.
     """
-    batch = timestep.shape[0]
-    by_step = timestep.unflatten(1, (num_steps, -1))
-    if bool((timestep == timestep[:, :1]).all()):
-        groups = timestep[:, :1]
-    elif bool((by_step == by_step[:, :, :1]).all()):
-        groups = by_step[:, :, 0]
-    else:
-        groups = timestep
-    values, value_index = torch.unique(groups, return_inverse=True)
-    rows = torch.arange(batch, device=timestep.device)[:, None]
-    distinct, pair = torch.unique(rows * len(values) + value_index, return_inverse=True)
-    return DistinctTimesteps(values[distinct % len(values)], distinct // len(values), pair)
+    num_tokens = grid[0] * grid[1] * grid[2]
+    if timestep.ndim == 1:
+        return timestep[:, None]
+    if timestep.ndim != 2 or timestep.shape[1] not in (1, grid[0], num_tokens):
+        raise KinemaError(
+            f"`timestep` (of shape {tuple(timestep.shape)}) must have one number a clip, one of its {grid[0]} latent"
+            f" steps, or one of its {num_tokens} tokens"
+        )
+    return timestep
 
 
 class TimestepEmbedding(nn.Module):
@@ -192,9 +181,9 @@ class TimestepEmbedding(nn.Module):
         self.linear_in = nn.Linear(2 * num_frequencies, dim)
         self.linear_out = nn.Linear(dim, dim)
 
-    def forward(self, timestep: Float[Tensor, " u"]) -> Float[Tensor, "u d"]:
+    def forward(self, timestep: Float[Tensor, "b g"]) -> Float[Tensor, "b g d"]:
         exponents = torch.arange(self.num_frequencies, device=timestep.device) / self.num_frequencies
-        angles = timestep.float()[:, None] * self.max_period**-exponents
+        angles = timestep.float()[..., None] * self.max_period**-exponents
         features = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return self.linear_out(F.silu(self.linear_in(features.to(self.linear_in.weight.dtype))))
 

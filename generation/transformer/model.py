@@ -161,7 +161,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     def forward(
         self,
         hidden_states: Float[Tensor, "b z t h w"],
-        timestep: Float[Tensor, "b n"] | Float[Tensor, " b"],
+        timestep: Float[Tensor, "b ..."],
         encoder_hidden_states: Int[Tensor, "b l"] | Float[Tensor, "b l f"],
         encoder_attention_mask: Bool[Tensor, "b l"] | None = None,
         return_dict: bool = True,
@@ -172,7 +172,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
 
         Args:
             hidden_states: normalised latents, given ones clean, wanted ones noisy; sizes are multiples of the patch.
-            timestep: in [0, 1000] (1000: noise, 0: clean) of every token, or of every clip.
+            timestep: in [0, 1000] (1000: noise, 0: clean) of every clip, of every latent step (as many as the grid of
+                tokens has along t) or of every token. Fewer numbers need less time and memory.
             encoder_hidden_states: word ids, or features of the frozen text encoder.
             encoder_attention_mask: which text tokens exist, at least one a row; None: all.
             return_dict: whether to wrap the result.
@@ -184,13 +185,12 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         """
         grid = self.token_grid(hidden_states.shape[2:])
         text_mask = _all_true_if_none(encoder_attention_mask, encoder_hidden_states)
-        timestep = timestep[:, None] if timestep.ndim == 1 else timestep
         tokens = Arrangement.make(self._attention, grid, len(self.blocks), self._attention_backend, step, num_steps)
 
         x = self.embed_patches(self._patchify(hidden_states))
         x = x + self.embed_places(place_features(grid, x.device).to(self.embed_places.weight.dtype))
         text, pooled = self.refine_text(encoder_hidden_states, text_mask)
-        modulation, modulation_out = self._modulations(timestep, pooled, grid[0])
+        modulation, modulation_out = self._modulations(distinct_timesteps(timestep, grid), pooled)
         positions = tokens.put(grid_positions(grid, x.device), 0)
         rotary = rotary_table(positions, self._head_dim, self.config["rope_theta"])
 
@@ -220,14 +220,13 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         return t, h, w
 
     def _modulations(
-        self, timestep: Float[Tensor, "b n"], pooled: Float[Tensor, "b d"], num_steps: int
+        self, timestep: Float[Tensor, "b g"], pooled: Float[Tensor, "b d"]
     ) -> tuple[Float[Tensor, "b g 6 d"], Float[Tensor, "b g 2 d"]]:
-        """Modulation of the blocks and of the last norm, computed once for each distinct (clip, timestep)."""
-        distinct = distinct_timesteps(timestep, num_steps if timestep.shape[1] > 1 else 1)
-        condition = self.embed_timestep(distinct.timestep) + self.embed_pooled_text(pooled)[distinct.clip]
-        shared = rearrange(self.modulation(condition), "u (six d) -> u six d", six=6)
-        last = rearrange(self.modulation_out(condition), "u (two d) -> u two d", two=2)
-        return shared[distinct.pair], last[distinct.pair]
+        """Modulation of the blocks and of the last norm, computed once for each group of tokens."""
+        condition = self.embed_timestep(timestep) + self.embed_pooled_text(pooled)[:, None]
+        shared = rearrange(self.modulation(condition), "b g (six d) -> b g six d", six=6)
+        last = rearrange(self.modulation_out(condition), "b g (two d) -> b g two d", two=2)
+        return shared, last
 
     def _patchify(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b n p"]:
         pt, ph, pw = self.patch_size

@@ -75,9 +75,9 @@ def place_features(grid: tuple[int, int, int], device: torch.device | None = Non
     Returns:
         (n, 6 * NUM_OCTAVES): sines, then cosines, at frequencies of pi * 2^i.
     """
-    scale = torch.tensor([1 / _TIME_PERIOD, 1 / grid[1], 1 / grid[2]], device=device)
-    centre = torch.tensor([0.0, 0.5, 0.5], device=device)
-    places = (grid_positions(grid, device) + centre) * scale
+    # Numbers, not tensors of them: to copy those to a device would make the host wait.
+    t, h, w = grid_positions(grid, device).unbind(1)
+    places = torch.stack((t * (1 / _TIME_PERIOD), (h + 0.5) * (1 / grid[1]), (w + 0.5) * (1 / grid[2])), dim=1)
     octaves = math.pi * 2.0 ** torch.arange(NUM_OCTAVES, dtype=torch.float32, device=device)
     angles = (places[:, :, None] * octaves).flatten(1)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)

@@ -46,3 +46,8 @@ def computes_bf16(device: "torch.device") -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN also says yes to AVX-512 without bfloat16
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def readable(value: "torch.Tensor") -> bool:
+    """Whether the host can read a tensor without waiting for a device."""
+    return value.device.type == "cpu"

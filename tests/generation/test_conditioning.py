@@ -56,10 +56,21 @@ def test_training_example():
     torch.testing.assert_close(inputs.target, noise - clean)
     assert not inputs.wanted[:, 0].any()
     assert inputs.wanted[:, 1:].all()
-    assert inputs.timestep.reshape(2, 4, 4)[:, :, 0].tolist() == [
-        pytest.approx([0, 300, 300, 300]),
-        pytest.approx([0, 900, 900, 900]),
-    ]
+    assert inputs.timestep.tolist() == [pytest.approx([0, 300, 300, 300]), pytest.approx([0, 900, 900, 900])]
+
+
+@pytest.mark.parametrize(
+    ("given", "patch", "shape"), [(0, (1, 2, 2), (2,)), (2, (1, 2, 2), (2, 4)), (3, (2, 1, 1), (2, 2))]
+)
+def test_grouped_timesteps_are_those_of_the_tokens(given, patch, shape):
+    x, t = normal(2, 3, 4, 2, 2), torch.tensor([0.5, 0.75])
+    conditioning = Conditioning.first_steps(x[:, :, :given], 4) if given else Conditioning.nothing(x)
+    grouped = conditioning.grouped_timesteps(t, patch)
+    assert grouped.shape == shape
+    per_token = conditioning.timesteps(t, patch)
+    assert torch.equal(grouped.view(2, -1).repeat_interleave(per_token.numel() // grouped.numel(), 1), per_token)
+    unknown = Conditioning(latents=conditioning.latents, mask=conditioning.mask)
+    assert torch.equal(unknown.grouped_timesteps(t, patch), per_token)
 
 
 @pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])

@@ -5,16 +5,13 @@ import math
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel
 
 from kinema.errors import KinemaError
 from kinema.generation.text import TransformersTextEncoder, build_word_tokenizer
 from kinema.generation.transformer import layers, rope
-from kinema.generation.transformer import model as model_module
-from kinema.generation.transformer.layers import DistinctTimesteps, attend, distinct_timesteps, modulate
+from kinema.generation.transformer.layers import attend, distinct_timesteps, modulate
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.generation.transformer.presets import PRESETS
 
@@ -132,27 +129,20 @@ def test_head_norm_is_rms_norm():
 # Timesteps
 
 
-def distinct_reference(timestep, num_steps):
-    """Every token its own pair."""
-    batch, num = timestep.shape
-    clip = torch.arange(batch).repeat_interleave(num)
-    return DistinctTimesteps(timestep.flatten(), clip, torch.arange(batch * num).reshape(batch, num))
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3), (2, 12)])
+def test_the_shape_of_timesteps_says_what_shares_one(shape):
+    timestep = normal(*shape)
+    groups = distinct_timesteps(timestep, (3, 2, 2))
+    assert groups.shape == (2, shape[1] if len(shape) > 1 else 1)
+    assert torch.equal(groups.flatten(), timestep.flatten())
 
 
-@given(data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_distinct_timesteps_describe_every_token(data):
-    batch, steps, per_step = (data.draw(st.integers(1, 3)) for _ in range(3))
-    kind = data.draw(st.sampled_from(["clip", "step", "token"]))
-    groups = {"clip": 1, "step": steps, "token": steps * per_step}[kind]
-    values = data.draw(st.lists(st.sampled_from([0.0, 10.0, 10.5]), min_size=batch * groups, max_size=batch * groups))
-    timestep = torch.tensor(values).reshape(batch, groups).repeat_interleave(steps * per_step // groups, dim=1)
-    found = distinct_timesteps(timestep, steps)
-    assert found.pair.shape[1] <= groups
-    assert found.timestep[found.pair].repeat_interleave(timestep.shape[1] // found.pair.shape[1], 1).equal(timestep)
-    assert found.clip[found.pair].equal(torch.arange(batch)[:, None].expand_as(found.pair))
-    pairs = set(zip(found.timestep.tolist(), found.clip.tolist(), strict=True))
-    assert len(pairs) == len(found.timestep), "each pair once"
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (2, 0)])
+def test_timesteps_of_another_shape(model, shape):
+    with pytest.raises(
+        KinemaError, match=r"`timestep` \(of shape .*\) must have one number a clip, one of its 3 latent"
+    ):
+        model(**{**example(), "timestep": torch.zeros(shape)})
 
 
 def test_modulate_serves_groups():
@@ -168,26 +158,22 @@ def test_equal_timesteps_are_one_timestep(model):
     torch.testing.assert_close(model(**{**inputs, "timestep": per_token}).sample, expected)
 
 
-@pytest.mark.parametrize("kind", ["clip", "step", "token"])
-def test_shared_modulation_is_the_direct_calculation(model, monkeypatch, kind):
+@pytest.mark.parametrize("per_step", [False, True])
+def test_shared_modulation_is_that_of_each_token(model, per_step):
     inputs = example()
-    timestep = {
-        "clip": torch.tensor([[5.0], [700.0]]).expand(2, 12),
-        "step": torch.tensor([[0.0, 500, 500], [0, 0, 900]]).repeat_interleave(4, 1),
-        "token": normal(2, 12).abs() * 100,
-    }[kind]
-    shared = model(**{**inputs, "timestep": timestep}).sample
-    monkeypatch.setattr(model_module, "distinct_timesteps", distinct_reference)
-    torch.testing.assert_close(model(**{**inputs, "timestep": timestep}).sample, shared)
+    timestep = torch.tensor([[0.0, 500, 700], [0, 0, 900]]) if per_step else torch.tensor([[5.0], [700.0]])
+    per_token = timestep.repeat_interleave(12 // timestep.shape[1], 1)
+    expected = model(**{**inputs, "timestep": per_token}).sample
+    torch.testing.assert_close(model(**{**inputs, "timestep": timestep}).sample, expected)
 
 
-def test_modulation_is_computed_once_a_distinct_pair(model):
+def test_modulation_is_computed_once_a_group(model):
     rows = []
-    handle = model.modulation.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
-    timestep = torch.tensor([[0.0, 500, 500], [0, 900, 900]]).repeat_interleave(4, 1)
-    model(**{**example(), "timestep": timestep})
+    handle = model.modulation.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[:-1].numel()))
+    for groups in (1, 3, 12):
+        model(**{**example(), "timestep": torch.full((2, groups), 500.0)})
     handle.remove()
-    assert rows == [4]
+    assert rows == [2, 6, 24]
 
 
 def test_each_token_feels_its_own_timestep(model):

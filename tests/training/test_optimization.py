@@ -85,12 +85,12 @@ class Block(nn.Module):
 
 def test_muon_is_for_the_matrices_of_blocks_only():
     model = Block()
-    optimizer = make_optimizer(model, TrainingConfig(preset="x", weight_decay=0.1), torch.device("cpu"))
+    optimizer = make_optimizer(model, TrainingConfig(preset="x", weight_decay=0.1))
     by_muon = [p for group in optimizer.param_groups if group["muon"] for p in group["params"]]
     decayed = [p for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]]
     assert [p is model.blocks[0].weight for p in by_muon] == [True]
     assert {id(p) for p in decayed} == {id(model.embed.weight), id(model.blocks[0].weight)}
-    adamw = make_optimizer(model, TrainingConfig(preset="x", optimizer="adamw"), torch.device("cpu"))
+    adamw = make_optimizer(model, TrainingConfig(preset="x", optimizer="adamw"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert sum(len(group["params"]) for group in adamw.param_groups) == 4
 

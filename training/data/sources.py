@@ -35,13 +35,17 @@ class CaptionedClips:
     Args:
         config: data, weights, size.
         split: "validation" takes held-out files and Toybox's validation split.
+        device: where Toybox clips are drawn, and all clips end.
 
     Attributes:
         fps: frames a second of the clips: `config.fps`, or what the data has; files of other rates are resampled.
     """
 
-    def __init__(self, config: DiffusionTrainingConfig, split: Split = "train") -> None:
+    def __init__(
+        self, config: DiffusionTrainingConfig, split: Split = "train", device: torch.device | str = "cpu"
+    ) -> None:
         self.config = config
+        self.device = torch.device(device)
         self.split: Split = split
         self.shape = parse_shape(config.shape)
         weights = source_weights(config).tolist()
@@ -131,9 +135,11 @@ class CaptionedClips:
         for number, some in toybox_indices.items():
             source = self.sources[number]
             assert isinstance(source, Toybox)
-            batch = source.batch(some)
+            batch = source.batch(some, self.device)
             clips.update(zip(some, zip(batch.video, batch.captions, strict=True), strict=True))
-        return torch.stack([clips[index][0] for index in indices]), [clips[index][1] for index in indices]
+        return torch.stack([clips[index][0].to(self.device) for index in indices]), [
+            clips[index][1] for index in indices
+        ]
 
 
 def rate_of_data(sources: Iterable[Toybox | ClipsDataset]) -> float:

@@ -14,7 +14,8 @@ from kinema.training.data.toybox.backgrounds import paint
 from kinema.training.data.toybox.schema import MOTIONS, NUM_HOPS, ClipSpec
 from kinema.training.data.toybox.sprites import PAD, Atlas
 
-_CHUNK = 4  # clips composited together: small enough for the frames to stay in a core's cache
+_CHUNK = 4  # clips composited together on the CPU: small enough for the frames to stay in a core's cache
+_CHUNK_ELSEWHERE = 64  # few launches of large kernels
 _VISIBLE_LIMIT = 1.0  # beyond this many pixels outside its box an object is transparent
 
 
@@ -98,8 +99,9 @@ def render_clips(
     slots, num_frames = tracks.x.shape[1:]
     video = torch.empty(len(specs), 3, num_frames, height, width, device=device)
     index = {name: number for number, name in enumerate(atlas.names)}
-    for first in range(0, len(specs), _CHUNK):
-        chunk = slice(first, first + _CHUNK)
+    at_once = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
+    for first in range(0, len(specs), at_once):
+        chunk = slice(first, first + at_once)
         frames = video[chunk]
         frames.copy_(_backgrounds(specs[chunk], tracks.view[chunk].to(device), height, width))
         for slot in range(slots):

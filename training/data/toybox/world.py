@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.training.data.toybox.captions import caption, vocabulary
 from kinema.training.data.toybox.objects import DEFAULT_OBJECTS
-from kinema.training.data.toybox.render import ground_truth, render_clips, track
+from kinema.training.data.toybox.render import Tracks, ground_truth, render_clips, track
 from kinema.training.data.toybox.sampling import Sampler
 from kinema.training.data.toybox.schema import CAMERAS, MAX_OBJECTS, SPLITS, ClipSpec, Split, check_choice
 from kinema.training.data.toybox.shapes import DEFAULT_SHAPES
@@ -30,14 +31,22 @@ class ToyboxBatch:
         video: Frames in [-1, 1].
         captions: A sentence a clip.
         specs: What each clip was made from.
-        ground_truth: For each clip background, camera, relation, the camera's view, and of each object name, motion
-            and, by frame, x, y (centre), size (longer side of the upright box) in pixels, angle in degrees; JSON-ready.
+        tracks: Where the objects are in each frame.
     """
 
     video: Float[Tensor, "b 3 t h w"]
     captions: list[str]
     specs: list[ClipSpec]
-    ground_truth: list[dict[str, Any]]
+    tracks: Tracks
+
+    @cached_property
+    def ground_truth(self) -> list[dict[str, Any]]:
+        """For each clip background, camera, relation, the camera's view, and of each object name, motion and, by frame,
+        x, y (centre), size (longer side of the upright box) in pixels, angle in degrees; JSON-ready.
+
+        Made when asked for: it takes longer than drawing a clip on a GPU.
+        """
+        return ground_truth(self.specs, self.tracks)
 
 
 class Toybox:
@@ -138,7 +147,7 @@ class Toybox:
             self._atlases[device] = self.atlas.to(device)
         tracks = track(specs, self.num_frames, self.height, self.width)
         video = render_clips(specs, tracks, self._atlases[device], self.height, self.width)
-        return ToyboxBatch(video, self.captions(specs), specs, ground_truth(specs, tracks))
+        return ToyboxBatch(video, self.captions(specs), specs, tracks)
 
     def batch(self, indices: Iterable[int], device: torch.device | str = "cpu") -> ToyboxBatch:
         """The clips with these numbers, drawn."""
