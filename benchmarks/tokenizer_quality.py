@@ -175,7 +175,7 @@ class Benchmark:
         model.init_linear(self.batches(step) for step in range(KLT_BATCHES))
         model.freeze_linear()
         start = time.process_time() - started  # the linear start counts
-        optimizer = make_optimizer(model, self.config, torch.device("cpu"))
+        optimizer = make_optimizer(model, self.config)
         assert isinstance(optimizer, Muon)
         parameters = sum(p.numel() for p in model.parameters())
         rate = self.config.learning_rate

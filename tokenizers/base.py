@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.loading import one_line
+from kinema.loading import one_line, quiet_casting
 from kinema.machine import lasting
 from kinema.tokenizers.checks import (
     check_config_keys,
@@ -34,6 +34,8 @@ from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_end
 from kinema.tokenizers.quantizers import Bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
 from kinema.tokenizers.tiling import Tiling, run_tiled
+
+quiet_casting()
 
 PIECE_PIXELS = 17 * 512 * 512
 """Outside training a clip passes in pieces of at most so many pixels (frames · height · width), but one latent step."""
@@ -61,7 +63,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
     has_grid = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 

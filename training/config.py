@@ -87,6 +87,12 @@ class TrainingConfig:
     """Decay of the averaged weights, which are what is evaluated and saved."""
     mixed_precision: Literal["auto", "bf16", "no"] = "auto"
     """Autocast type; the weights themselves stay float32. auto: bf16 where the device computes in it, else none."""
+    tf32: bool = True
+    """Float32 matrix products and convolutions of a GPU in TF32: 10 bits of mantissa, several times as fast."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the repeated blocks of the model (auto: on a GPU). Where no compiler is found, they run as they are."""
+    gradient_checkpointing: bool = False
+    """Compute activations of blocks again in the backward pass: less memory, a third more time."""
     num_workers: int = 1
     """Threads that prepare the next batches (0: none)."""
     cpu: bool = False

@@ -20,7 +20,9 @@ from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shi
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import TextFeatures
 from kinema.generation.transformer.model import VideoTransformer
+from kinema.machine import readable
 from kinema.tokenizers.base import LatentTokenizer
+from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.contents import data_contents
@@ -131,7 +133,7 @@ class DiffusionTask(Task[Batch]):
 
     @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
-        with self.autocast():
+        with self.autocast(), check_values(readable(video)):
             return self.vae.encode(video.to(self.vae.device)).latents.float()
 
     def batch(self, step: int) -> Batch:

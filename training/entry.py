@@ -8,8 +8,6 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Annotated, TypeVar
 
-import tyro
-
 from kinema.errors import KinemaError
 from kinema.stopping import raised_signals
 from kinema.training.config import TrainingConfig
@@ -38,6 +36,8 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
     Raises:
         KinemaError: there is no such preset or a setting has a value that is not allowed.
     """
+    import tyro  # here: a program that calls `train` with a configuration of its own needs none
+
     arguments = sys.argv[1:] if argv is None else list(argv)
     names = ", ".join(presets)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -21,6 +21,7 @@ from kinema.loading import one_line
 from kinema.machine import computes_bf16
 from kinema.stopping import stop_signals
 from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoint, step_of
+from kinema.training.compilation import compile_blocks, save_memory
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
 from kinema.training.folders import write_folder
@@ -66,6 +67,8 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
     optimizer = make_optimizer(task.model, config)
     # The average comes first: a prepared model's `forward` is another one.
     ema = EMA(task.model.to(device), config.ema_decay)
+    save_memory(task.model, config)
+    compile_blocks(task.model, config.compile, device)
     learner = Learner(task.model, optimizer, config.learning_rate, config.max_grad_norm, accelerator)
     companion = start_companion(task.companion, config, accelerator)
     trained = (learner.plain, ema, learner.optimizer)
@@ -212,6 +215,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """The accelerator of a run: its devices and processes come from `accelerate launch`."""
     device = PartialState(cpu=config.cpu).device
     assert device is not None
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.tf32
     return Accelerator(
         cpu=config.cpu,
         mixed_precision=autocast_type(config.mixed_precision, device),

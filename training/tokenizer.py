@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.weights import find_weights
+from kinema.machine import readable
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.transfer import check_transfer, transfer
+from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.published.loading import load_tokenizer as load_any
 from kinema.tokenizers.quantizers.usage import CodebookUsage
@@ -131,7 +133,8 @@ class TokenizerTask(Task[Tensor]):
 
     def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
-        reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
+        with check_values(readable(batch)):
+            reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
         reconstruction = reconstruction.float()
         terms: dict[str, Tensor] = {}
         pixel_loss = partial(self._pixel_loss, batch=batch, generator=generator, terms=terms)

@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 from kinema.eval.clips.listing import ClipFile
-from kinema.video import VideoReader
 
 TOLERANCE = 0.01
 """Rates that differ by less than this share are the same: 29.97 and 30."""
@@ -31,6 +30,8 @@ def read_rate(clip: ClipFile) -> Rate | None:
     Raises:
         KinemaError: The file cannot be read.
     """
+    from kinema.video import VideoReader
+
     if not clip.is_video:
         return None
     with VideoReader(clip.path, name="clip") as reader:

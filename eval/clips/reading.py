@@ -17,7 +17,7 @@ from kinema.eval.clips.listing import IMAGE_SUFFIXES, TENSOR_SUFFIXES, ClipFile,
 from kinema.eval.clips.tensors import Layout, ValueRange, open_tensor
 from kinema.files import counting_order
 from kinema.training.data.resize import cover_frame
-from kinema.video import VideoReader, read_image
+from kinema.video import read_image
 
 WHOLE_BYTES = 2**28
 """A clip with more pixels than this is not kept in memory: it is read again for each use."""
@@ -93,6 +93,8 @@ def iterate_clip(clip: ClipFile, reading: Reading = Reading()) -> Iterator[UInt8
 
 
 def _video(path: Path, reading: Reading) -> Iterator[UInt8[Tensor, "h w 3"]]:
+    from kinema.video import VideoReader
+
     wanted = reading.wanted
     with VideoReader(path, name="clip") as reader:
         for index, frame in enumerate(reader if reading.fps is None else reader.at_rate(reading.fps)):

@@ -22,7 +22,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.files import check_input_file, check_output_file, write_safetensors
 from kinema.loading import one_line
-from kinema.video.source import MAX_PIXELS
+from kinema.video.limits import MAX_PIXELS
 
 ValueRange = Literal["0,1", "-1,1"]
 """The range of floats that stand for black to white."""

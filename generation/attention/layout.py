@@ -5,6 +5,7 @@ Shapes: b batch (1: all clips alike), h heads (1: all heads alike), q tiles of q
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,7 +42,7 @@ class BlockLayout:
     counts: Int[Tensor, "b h q"]
     mask: TokenMask | None = None
 
-    @property
+    @cached_property
     def is_block_diagonal(self) -> bool:
         """Whether each tile sees itself wholly, and nothing else."""
         if self.indices.shape[-1] != 1 or self.mask is not None:
@@ -49,10 +50,11 @@ class BlockLayout:
         own = torch.arange(self.order.num_tiles, device=self.indices.device)
         return bool((self.indices[..., 0] == own).all() and (self.full_counts == 1).all())
 
-    @property
+    @cached_property
     def is_full(self) -> bool:
         """Whether every tile sees every tile wholly."""
-        return bool((self.full_counts == self.order.num_tiles).all())
+        tiles = self.order.num_tiles
+        return self.indices.shape[-1] == tiles and bool((self.full_counts == tiles).all())
 
     def tile_density(self) -> float:
         """Share of all pairs of tiles that is computed: the cost, over that of dense attention."""
@@ -78,6 +80,7 @@ def layout_from_tables(
     seen: Bool[Tensor, "b h q q"],
     whole: Bool[Tensor, "b h q q"] | None = None,
     mask: TokenMask | None = None,
+    most: int | None = None,
 ) -> BlockLayout:
     """The layout of tables of tiles.
 
@@ -88,14 +91,18 @@ def layout_from_tables(
         seen: pairs (query tile, key tile) of which something is seen; each row has one.
         whole: those of which all is seen; None: all that are seen.
         mask: what is seen of the others.
+        most: no row of `seen` has more pairs than this; None: it is counted, for which the host waits for the device.
     """
     whole = seen if whole is None else whole & seen
     counts, full_counts = seen.sum(-1), whole.sum(-1)
-    assert bool((counts > 0).all()), "each query tile must see some key tile"
-    most = int(counts.max())
+    if most is None:
+        assert bool((counts > 0).all()), "each query tile must see some key tile"
+        most = int(counts.max())
     # 2 for those seen wholly, 1 for those seen in part; a stable sort keeps tiles in their order, near ones together.
     rank = whole.to(torch.int8) + seen.to(torch.int8)
     indices = rank.sort(dim=-1, descending=True, stable=True).indices[..., :most]
+    if whole is seen:  # by construction: nothing needs to be looked at
+        return BlockLayout(order, num_heads, num_extra_tokens, indices.contiguous(), full_counts, counts, None)
     partial = mask if bool((counts > full_counts).any()) else None
     assert partial is not None or bool((counts == full_counts).all()), "tiles seen in part need a mask"
     return BlockLayout(order, num_heads, num_extra_tokens, indices.contiguous(), full_counts, counts, partial)

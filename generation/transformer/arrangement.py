@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,12 @@ from kinema.generation.attention.schedule import PatternSchedule, common_order
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values ``(b, n, k, e)`` to what the queries see, of that shape."""
+
+
+def _uncompiled(attention: Attention) -> Attention:
+    """Attention that is left out where a block is compiled: backends compile what they compile themselves."""
+    wrapped: Any = torch.compiler.disable(attention)  # pyright: ignore[reportArgumentType]
+    return wrapped
 
 
 class BlockAttention(NamedTuple):
@@ -101,11 +108,11 @@ class Arrangement:
             layer: the block.
             coarse_tile: tile (t, h, w) of the coarse branch, where blocks have one.
         """
-        coarse = None if coarse_tile is None else partial(self._coarse, tile_order(self.grid, coarse_tile))
+        coarse = None if coarse_tile is None else _uncompiled(partial(self._coarse, tile_order(self.grid, coarse_tile)))
         pattern = self.patterns[layer]
         if isinstance(pattern, Full) and (self.order is None or not self.order.is_ragged):
             return BlockAttention(None, coarse)
-        return BlockAttention(partial(self._attend, pattern), coarse)
+        return BlockAttention(_uncompiled(partial(self._attend, pattern)), coarse)
 
     def _attend(self, pattern: Pattern, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         given = "raster" if self.order is None else self.order

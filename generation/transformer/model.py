@@ -32,6 +32,9 @@ from kinema.generation.transformer.layers import (
 )
 from kinema.generation.transformer.presets import PRESETS
 from kinema.generation.transformer.rope import NUM_OCTAVES, grid_positions, place_features, rotary_table
+from kinema.loading import quiet_casting
+
+quiet_casting()
 
 
 class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import CRITICAL
+from logging import CRITICAL, LogRecord, getLogger
 
 from kinema.files import displayed
 from kinema.stopping import stop_if_asked
@@ -17,6 +17,15 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     """
     text = displayed(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def quiet_casting() -> None:
+    """Keeps diffusers from warning, whenever a model is cast, of an empty list of modules that should stay float32."""
+    getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
+
+
+def _says_something(record: LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 @contextmanager

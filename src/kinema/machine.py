@@ -48,6 +48,9 @@ def computes_bf16(device: "torch.device") -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+_READABLE = ("cpu",)
+
+
 def readable(value: "torch.Tensor") -> bool:
     """Whether the host can read a tensor without waiting for a device."""
-    return value.device.type == "cpu"
+    return value.device.type in _READABLE

@@ -27,6 +27,7 @@ from kinema.training.data.clips import ClipsDataset
 from kinema.training.data.frames import cached_frames
 from kinema.training.data.report import ClipsReport
 from kinema.training.data.sources import CaptionedClips
+from kinema.video import VideoReader
 
 
 def audio(path: Path) -> None:
@@ -133,7 +134,7 @@ def test_frames_of_changing_size_are_unreadable(tmp_path, make_video):
 def test_whatever_a_reader_raises_is_the_problem_of_one_file(tmp_path, make_video, monkeypatch, error):
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / "data" / name, height=16, width=16)
-    timed = frames.VideoReader.timed
+    timed = VideoReader.timed
 
     def failing(reader):
         for index, item in enumerate(timed(reader)):
@@ -141,7 +142,7 @@ def test_whatever_a_reader_raises_is_the_problem_of_one_file(tmp_path, make_vide
                 raise error
             yield item
 
-    monkeypatch.setattr(frames.VideoReader, "timed", failing)
+    monkeypatch.setattr(VideoReader, "timed", failing)
     dataset = ClipsDataset([tmp_path / "data"], tmp_path / "cache", short_side=16)
     assert [source.path.name for source in dataset.sources] == ["b.mp4"]
     assert type(error).__name__ in dataset.report.unreadable[str(tmp_path / "data/a.mp4")]
@@ -265,7 +266,7 @@ def test_a_long_file_is_decoded_up_to_the_limit_and_not_held_in_memory(tmp_path,
     path = make_video(tmp_path / "data/long.mp4", num_frames=60, height=16, width=16)
     decoded: list[weakref.ref[torch.Tensor]] = []
     held: list[int] = []
-    timed = frames.VideoReader.timed
+    timed = VideoReader.timed
 
     def counting(reader):
         for seconds, frame in timed(reader):
@@ -273,7 +274,7 @@ def test_a_long_file_is_decoded_up_to_the_limit_and_not_held_in_memory(tmp_path,
             decoded.append(weakref.ref(frame))
             yield seconds, frame
 
-    monkeypatch.setattr(frames.VideoReader, "timed", counting)
+    monkeypatch.setattr(VideoReader, "timed", counting)
     dataset = ClipsDataset([path.parent], tmp_path / "cache", short_side=16, max_frames_per_file=20)
     assert len(decoded) == 21  # one more, to know that there are more
     assert max(held) <= 2

@@ -33,6 +33,7 @@ class CausalVideoTokenizer(LatentTokenizer):
     """
 
     presets = PRESETS
+    _repeated_blocks = ["ResidualBlock"]  # noqa: RUF012 (diffusers' protocol)
 
     @register_to_config
     def __init__(

@@ -7,8 +7,9 @@ The linear path is a block transform; initialised with a KLT (PCA) it makes the 
 of its size, and the convolutional path learns what a linear code cannot do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil, prod
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -42,7 +43,27 @@ def spatial_context(blocks: Sequence[int], ratios: Sequence[Ratio]) -> int:
     return ceil(sum(2 * count * size for count, size in zip(blocks, pixels, strict=True)) / cell)
 
 
-class BlockCoder(nn.Module):
+class Coder(nn.Module):
+    """An encoder or decoder made of blocks.
+
+    Attributes:
+        gradient_checkpointing: whether the backward pass computes what is inside of blocks once more.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any
+
+    def run(self, blocks: Iterable[nn.Module], x: Tensor, *more: Any) -> Tensor:
+        """One block after the other; `more` goes to each."""
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, *more)
+            else:
+                x = block(x, *more)
+        return x
+
+
+class BlockCoder(Coder):
     """An encoder or decoder with a linear path between the Haar level's blocks and latents."""
 
     linear_path: nn.Linear
@@ -88,9 +109,7 @@ class Encoder(BlockCoder):
     ) -> Float[Tensor, "b d u i j"]:
         x = haar_fold(video, is_first(cache))
         located = self.linear_path(fold(x, self.block_ratio, is_first(cache)))
-        h = self.stem(x)
-        for stage in self.stages:
-            h = stage(h, cache)
+        h = self.run(self.stages, self.stem(x), cache)
         h = self.head(self.norm(h)).float()
         # The linear path moves the location (the first channels), not the bottleneck's other parameters.
         h = torch.cat([h[..., : located.shape[-1]] + located, h[..., located.shape[-1] :]], dim=-1)
@@ -133,8 +152,6 @@ class Decoder(BlockCoder):
         self, latents: Float[Tensor, "b z t h w"], cache: StreamCache | None = None
     ) -> Float[Tensor, "b c u i j"]:
         z = rearrange(latents, "b z t h w -> b t h w z")
-        h = self.stem(z)
-        for stage in self.stages:
-            h = stage(h, cache)
+        h = self.run(self.stages, self.stem(z), cache)
         x = self.head(self.norm(h)).float() + unfold(self.linear_path(z).float(), self.block_ratio, is_first(cache))
         return haar_unfold(x, is_first(cache))

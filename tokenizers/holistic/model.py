@@ -62,6 +62,7 @@ class HolisticVideoTokenizer(LatentTokenizer):
     """
 
     presets = PRESETS
+    _repeated_blocks = ["JointBlock"]  # noqa: RUF012 (diffusers' protocol)
     has_grid = False
 
     encoder: TokenEncoder

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.causal_vae.networks import Ratio
+from kinema.tokenizers.causal_vae.networks import Coder, Ratio
 from kinema.tokenizers.holistic.linear import SpectralDecoder, SpectralEncoder, spectral_rank
 from kinema.tokenizers.transformer.layers import Attention, SwiGLU, attend
 from kinema.tokenizers.transformer.networks import HAAR_CHANNELS, deep_ratio, from_blocks, to_blocks, zero_head
@@ -91,7 +91,7 @@ class Places(nn.Module):
         return places.flatten(0, 2)
 
 
-class TokenEncoder(nn.Module):
+class TokenEncoder(Coder):
     """Windows ``(g, 3, f, s, s)`` to the bottleneck's input, ``(g, n, c)`` for the first `num_tokens` tokens."""
 
     def __init__(
@@ -124,14 +124,13 @@ class TokenEncoder(nn.Module):
         queries = repeat(self.queries[:num_tokens], "n c -> g n c", g=len(windows))
         x = torch.cat([patches, queries], dim=1)
         mask = causal_queries(patches.shape[1], num_tokens, x.device)
-        for block in self.blocks:
-            x = block(x, mask)
+        x = self.run(self.blocks, x, mask)
         h = self.head(self.norm(x[:, patches.shape[1] :])).float()
         # The linear path moves the location (the first channels), not the bottleneck's other parameters.
         return torch.cat([h[..., : self.latent_channels] + located, h[..., self.latent_channels :]], dim=-1)
 
 
-class TokenDecoder(nn.Module):
+class TokenDecoder(Coder):
     """Latents ``(g, n, z)`` of the first n tokens to windows ``(g, 3, f, s, s)``."""
 
     def __init__(
@@ -158,8 +157,7 @@ class TokenDecoder(nn.Module):
         places = repeat(self.places(), "p c -> g p c", g=len(latents))
         x = torch.cat([tokens, places], dim=1)
         mask = None if lengths is None else present(lengths, num_tokens, places.shape[1])
-        for block in self.blocks:
-            x = block(x, mask)
+        x = self.run(self.blocks, x, mask)
         t, i, j = self.grid
         blocks = rearrange(self.head(self.norm(x[:, num_tokens:])), "g (t i j) d -> g t i j d", t=t, i=i, j=j)
         if mask is not None:

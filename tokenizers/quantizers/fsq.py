@@ -43,6 +43,7 @@ class FSQ(DiscreteBottleneck):
             raise KinemaError(f"`fsq_levels` (={tuple(levels)}) must make at most 2^62 codes")
         self.latent_channels = self.in_channels = len(levels)
         self.codebook_size = prod(levels)
+        self._most_levels = max(levels)
         basis = [prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
@@ -98,7 +99,7 @@ class FSQ(DiscreteBottleneck):
         place = (bounded + self._channelwise(levels // 2)).movedim(1, 0).flatten(1)
         place = torch.minimum(place.clamp_min(0), levels.unsqueeze(1) - 1.0)
         low = torch.minimum(place.detach().floor(), levels.unsqueeze(1) - 2.0)
-        counts = place.new_zeros(len(levels), int(levels.max()))
+        counts = place.new_zeros(len(levels), self._most_levels)
         counts = counts.scatter_add(1, low.long(), 1 - (place - low)).scatter_add(1, low.long() + 1, place - low)
         entropy = torch.special.entr(counts / place.shape[1]).sum(1)
         return 1 - (entropy / levels.log()).mean()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kinema.errors import KinemaError
+from kinema.machine import readable
 from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, refuse, without_autocast
 
 _TABLE = 2**20  # largest table of latents × codes that exists at once, in numbers
@@ -111,8 +112,8 @@ class VQ(DiscreteBottleneck):
         z = self._project(h.float())
         vectors = rearrange(z.detach(), "b c t h w -> (b t h w) c")
         follows = self.training and torch.is_grad_enabled() and z.requires_grad
-        if follows and not self.initialised:
-            self._put(torch.ones_like(self.shares, dtype=torch.bool), vectors, generator)
+        if follows:
+            self._put((~self.initialised).expand(self.codebook_size), vectors, generator)
             self.initialised.fill_(True)
         indices = self.latents_to_indices(z)
         code = self._look_up(indices)
@@ -149,7 +150,8 @@ class VQ(DiscreteBottleneck):
         self, vectors: Float[Tensor, "n z"], indices: Int[Tensor, " n"], generator: torch.Generator | None
     ) -> None:
         """One step of the moving averages, then new places for dead codes."""
-        counts = torch.bincount(indices, minlength=self.codebook_size).float()
+        # Not bincount, whose size depends on values.
+        counts = vectors.new_zeros(self.codebook_size).index_add_(0, indices, torch.ones_like(vectors[:, 0]))
         sums = _sum_by_index(vectors, indices, self.codebook_size)
         if _in_processes():
             dist.all_reduce(counts)
@@ -168,25 +170,27 @@ class VQ(DiscreteBottleneck):
         calls = (_JUDGED_BY_LATENTS / latents_per_code).clamp_min(_JUDGED_BY_CALLS)
         recent = self.recent_shares.float().lerp(batch_share, 1 / calls)
         self.recent_shares.copy_(recent)
-        dead = recent < self.revive_below / self.codebook_size
-        if dead.any():
-            self._put(dead, vectors, generator)
+        self._put(recent < self.revive_below / self.codebook_size, vectors, generator)
 
     @torch.no_grad()
     def _put(self, which: Tensor, vectors: Float[Tensor, "n z"], generator: torch.Generator | None) -> None:
         """Puts codes on latents of the batch, from all processes in turn, as different ones as there are."""
-        number = int(which.sum())
+        if readable(which) and not which.any():
+            return
+        size = self.codebook_size
         device = generator.device if generator is not None else vectors.device
         order = torch.randperm(len(vectors), generator=generator, device=device).to(vectors.device)
-        drawn = vectors[order.repeat(-(-number // len(vectors)))[:number]]
+        drawn = vectors[order.repeat(-(-size // len(vectors)))[:size]]
         if _in_processes():
             everyone = [torch.empty_like(drawn) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, drawn.contiguous())
-            drawn = torch.stack(everyone, dim=1).flatten(0, 1)[:number]
-        self.codebook[which] = drawn.to(self.codebook.dtype)
-        self.shares[which] = 0.0
+            drawn = torch.stack(everyone, dim=1).flatten(0, 1)[:size]
+        # The first code that moves takes the first latent, the next one the next: no host needs to know how many.
+        taken = drawn[(which.cumsum(0) - 1).clamp_min(0)].to(self.codebook.dtype)
+        self.codebook.copy_(torch.where(which[:, None], taken, self.codebook))
+        self.shares.masked_fill_(which, 0.0)
         # Twice what a dead code has: one that is missed by the next latents as well is soon put elsewhere.
-        self.recent_shares[which] = min(2.0 * self.revive_below, 1.0) / self.codebook_size
+        self.recent_shares.masked_fill_(which, min(2.0 * self.revive_below, 1.0) / size)
 
 
 def _sum_by_index(vectors: Float[Tensor, "n z"], indices: Int[Tensor, " n"], size: int) -> Float[Tensor, "k z"]:

@@ -46,6 +46,7 @@ class TransformerVideoTokenizer(LatentTokenizer):
     """
 
     presets = PRESETS
+    _repeated_blocks = ["SpaceTimeBlock"]  # noqa: RUF012 (diffusers' protocol)
 
     encoder: Encoder
     decoder: Decoder

@@ -122,8 +122,7 @@ class Encoder(BlockCoder):
         x = to_blocks(video, self.block_ratio, is_first(cache))
         located = self.linear_path(x)
         h = self.stem(x)
-        for block in self.blocks:
-            h = block(h, cache)
+        h = self.run(self.blocks, h, cache)
         h = self.head(self.norm(h)).float()
         # The linear path moves the location (the first channels), not the bottleneck's other parameters.
         h = torch.cat([h[..., : located.shape[-1]] + located, h[..., located.shape[-1] :]], dim=-1)
@@ -153,7 +152,6 @@ class Decoder(BlockCoder):
     ) -> Float[Tensor, "b 3 u i j"]:
         z = rearrange(latents, "b z t h w -> b t h w z")
         h = self.stem(z)
-        for block in self.blocks:
-            h = block(h, cache)
+        h = self.run(self.blocks, h, cache)
         x = self.head(self.norm(h)).float() + self.linear_path(z).float()
         return from_blocks(x, self.block_ratio, is_first(cache))

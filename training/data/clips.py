@@ -23,7 +23,6 @@ from kinema.training.data.listing import list_videos_and_others
 from kinema.training.data.rates import bounce, clip_frames, rate_without_repeats
 from kinema.training.data.report import ClipsReport
 from kinema.training.data.resize import cover_frame, resize_frames
-from kinema.video import VideoReader
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +230,8 @@ def centre_clips(
     Raises:
         KinemaError: the file cannot be read.
     """
+    from kinema.video import VideoReader
+
     with unreadable_otherwise(path), VideoReader(path) as reader:
         rate = min(fps or reader.fps, reader.fps)
         length = max(1, round(reader.timing.duration * rate))

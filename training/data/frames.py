@@ -26,8 +26,7 @@ from kinema.files import atomic_path, check_input_file
 from kinema.loading import one_line
 from kinema.training.data.rates import FrameTimes
 from kinema.training.data.resize import cover_frame
-from kinema.video import VideoReader
-from kinema.video.reader import LONGEST_STILL
+from kinema.video.limits import LONGEST_STILL
 
 DECODING = 2
 """Raised where decoding gives other pixels or times than before, so that what earlier versions kept is not used."""
@@ -114,6 +113,8 @@ def _decode(path: Path, target: Path, short_side: int, max_frames: int) -> None:
         UnreadableFile: the file cannot be read.
         KinemaError, OSError: the cache cannot be written.
     """
+    from kinema.video import VideoReader
+
     with ExitStack() as stack:
         about = stack.enter_context(atomic_path(target.with_suffix(".json")))
         out = stack.enter_context(stack.enter_context(atomic_path(target)).open("wb"))

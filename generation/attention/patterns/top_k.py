@@ -4,6 +4,7 @@ Shapes: b batch, h heads, n tokens, q tiles, d head width.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import ClassVar
 
@@ -77,7 +78,9 @@ class TileTopK(DynamicPattern):
     ) -> BlockLayout:
         with torch.no_grad():
             scores = tile_means(query, order) @ tile_means(key, order).mT
-            return layout_from_tables(order, query.shape[1], num_extra_tokens, pick(scores, self.number(order)))
+            number = self.number(order)
+            seen = pick(scores, number)
+            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=min(number, order.num_tiles))
 
     def mask(
         self,
@@ -168,7 +171,8 @@ class SlidingTileTopK(DynamicPattern):
             scores = self.balance * queries @ keys.mT - (1 - self.balance) * redundancy[:, :, None]
             window, _ = self.sliding.tables(order.grid)
             seen = pick(scores, self.k) | window.to(scores.device)
-            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen)
+            most = min(order.num_tiles, self.k + _most_near(self.sliding, order.grid))
+            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=most)
 
     def mask(
         self,
@@ -192,3 +196,9 @@ class SlidingTileTopK(DynamicPattern):
                 for j in best[b, h, : self.k].tolist():
                     seen[b, h, tokens[:, None], tiles[j]] = True
         return seen
+
+
+@lru_cache(maxsize=64)
+def _most_near(sliding: SlidingTile, grid: Grid) -> int:
+    """Tiles in the window of the tile that has most."""
+    return int(sliding.tables(grid)[0].sum(-1).max())

@@ -1,7 +1,12 @@
 """Video files to frames and back, and the two layouts of frames in memory.
 
 Shapes: files and pictures are `t h w c` in uint8, models see `b c t h w` in [-1, 1].
+
+What needs PyAV is imported when it is first used: layouts of frames, and training on made clips, do without.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from kinema.images import opaque as opaque
 from kinema.images import read_image as read_image
@@ -9,11 +14,30 @@ from kinema.images import write_image as write_image
 from kinema.video.frames import contact_sheet as contact_sheet
 from kinema.video.frames import to_float as to_float
 from kinema.video.frames import to_uint8 as to_uint8
-from kinema.video.reader import Video as Video
-from kinema.video.reader import VideoReader as VideoReader
-from kinema.video.reader import read_video as read_video
-from kinema.video.sound import Sound as Sound
-from kinema.video.writer import VIDEO_SUFFIXES as VIDEO_SUFFIXES
-from kinema.video.writer import VideoWriter as VideoWriter
-from kinema.video.writer import check_output_video as check_output_video
-from kinema.video.writer import write_video as write_video
+
+if TYPE_CHECKING:
+    from kinema.video.reader import Video as Video
+    from kinema.video.reader import VideoReader as VideoReader
+    from kinema.video.reader import read_video as read_video
+    from kinema.video.sound import Sound as Sound
+    from kinema.video.writer import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+    from kinema.video.writer import VideoWriter as VideoWriter
+    from kinema.video.writer import check_output_video as check_output_video
+    from kinema.video.writer import write_video as write_video
+
+_NEEDS_AV = {
+    "Video": "reader",
+    "VideoReader": "reader",
+    "read_video": "reader",
+    "Sound": "sound",
+    "VIDEO_SUFFIXES": "writer",
+    "VideoWriter": "writer",
+    "check_output_video": "writer",
+    "write_video": "writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_AV:
+        return getattr(importlib.import_module(f"{__name__}.{_NEEDS_AV[name]}"), name)
+    raise AttributeError(f"module 'kinema.video' has no attribute {name!r}")

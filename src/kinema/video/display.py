@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.video.colour import UNSPECIFIED, to_rgb
-from kinema.video.source import MAX_PIXELS
+from kinema.video.limits import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 

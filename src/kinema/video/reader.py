@@ -16,13 +16,11 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.video.cut import is_cut_matroska
 from kinema.video.display import Display
+from kinema.video.limits import LONGEST_STILL
 from kinema.video.source import Media, best_video_stream, decoder_of
 from kinema.video.timing import Timing, scan
 
 logger = logging.getLogger(__name__)
-
-LONGEST_STILL = 3600.0
-"""Seconds for which a frame may be shown where times are asked for; what is longer is taken for damaged times."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,10 @@ from av.stream import Disposition
 
 from kinema.errors import KinemaError
 from kinema.files import check_input_file
+from kinema.video.limits import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 2**28 // 3
-"""Pixels of the largest frame that is decoded or shown, so that a frame takes at most 256 MiB as RGB in 8 bits."""
 
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,live_flv,asf,rm,ogg,nut,mxf,gxf,"
