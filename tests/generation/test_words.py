@@ -16,6 +16,7 @@ from kinema.generation.text import WordTextEncoder, build_word_tokenizer
 from kinema.generation.words import split_words
 from kinema.training.data.toybox import split_words as toybox_split_words
 from kinema.training.data.toybox import vocabulary
+from kinema.training.data.toybox.build import names_list
 from kinema.weights import embedded_dir
 
 UNKNOWN_ID = 1
@@ -118,13 +119,13 @@ def test_older_tokenizer_says_what_it_does_not_know(tmp_path):
 
 def test_embedded_model_reads_as_before():
     tokenizer = PreTrainedTokenizerFast.from_pretrained(embedded_dir("toybox") / "tokenizer")
-    words = vocabulary()
-    assert len(words) == 144
-    assert tokenizer(" ".join(words))["input_ids"] == [2, *range(3, 147)]
+    words = vocabulary([sprite["name"] for sprite in names_list()["sprites"]])
+    assert len(words) == 382
+    assert tokenizer(" ".join(words))["input_ids"] == [2, *range(3, 385)]
     same_rule = build_word_tokenizer(words)
     golden = {
-        "a red car drives to the right in a snowy field": [2, 3, 97, 27, 43, 126, 125, 98, 68, 3, 116, 48],
-        "An ORANGE-fox runs, left!": [2, 6, 84, 52, 104, 72],
+        "a red car drives to the right in a snowy field": [2, 3, 272, 70, 117, 345, 343, 275, 174, 3, 317, 128],
+        "An ORANGE-fox runs, left!": [2, 10, 225, 136, 286, 190],
         "a zzz": [2, 3, 1],
         "": [2],
     }
