@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-oldest test-newest test-slow fuzz benchmarks lint format clean
+.PHONY: help setup lock demo test test-oldest test-newest test-slow fuzz benchmarks gpu-check lint format clean
 
 help:
 	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools, as constraints.txt says"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow  the tests that take minutes, or a GPU"
 	@echo "make fuzz       1,000 damaged files and odd words for the command line; SEED=1 COUNT=5000 for others"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
+	@echo "make gpu-check  is kinema right and fast on this GPU? four minutes; tiny sizes on a CPU"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
 	@echo "make clean      remove what building and testing left; the environment stays"
@@ -63,6 +64,9 @@ fuzz: $(STAMP)
 BENCHMARKS ?= tokenizer_speed tokenizer_streaming fvd_speed sparse_attention sparse_plugin
 benchmarks: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "# $$name"; $(PYTHON) benchmarks/$$name.py || exit 1; done
+
+gpu-check: $(STAMP)
+	@$(PYTHON) benchmarks/gpu_check.py $(OPTIONS)
 
 format: $(STAMP)
 	@$(VENV)/bin/ruff check --fix .
