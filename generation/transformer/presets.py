@@ -20,6 +20,7 @@ _TABLE: dict[str, tuple[Any, ...]] = {
     "toybox-m":  (16,  384,  12,   6,   2,   (1, 1, 1),   64,   100.0, None),
     "base":      (16,  768,  16,  12,   2,   (1, 2, 2),  256, 10000.0, None),
     "large":     (16, 1536,  28,  24,   2,   (1, 2, 2),  512, 10000.0, None),
+    "xlarge":    (16, 3072,  32,  24,   2,   (1, 2, 2),  512, 10000.0, None),
     # Latte (arXiv 2401.03048), sizes S to XL: variant 1, blocks in turns; variant 2, the second half through time;
     # variant 4, half of the heads. Variant 3 has two attentions in a block.
     "latte-s":   (16,  384,  12,   6,   2,   (1, 2, 2),  256, 10000.0, "spatial+temporal"),

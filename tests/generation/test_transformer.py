@@ -315,7 +315,7 @@ def test_every_preset_can_be_made():
     with torch.device("meta"):
         sizes = {name: VideoTransformer.from_preset(name, text_vocab_size=300).num_parameters() for name in PRESETS}
     assert 8e6 < sizes["toybox-s"] < 14e6
-    assert sizes["tiny"] < sizes["toybox-s"] < sizes["toybox-m"] < sizes["base"] < sizes["large"]
+    assert sizes["tiny"] < sizes["toybox-s"] < sizes["toybox-m"] < sizes["base"] < sizes["large"] < sizes["xlarge"]
     assert sizes["latte-s"] < sizes["latte-b"] < sizes["latte-l"] < sizes["latte-xl"]
     assert sizes["latte-xl"] == sizes["latte-xl-late"] == sizes["latte-xl-heads"]
 

@@ -32,7 +32,8 @@ def test_the_table_has_every_bottleneck_at_every_ratio():
     kl = {f"kl-{ratio}-c{channels}" for ratio in RATIOS for channels in (4, 8, 16, 32)}
     fsq = {f"fsq-{ratio}-{codes}" for ratio in RATIOS for codes in (4096, 32768, 262144)}
     others = {"kl-8x32x32-c128", "lfq-4x8x8-262144", "bsq-4x8x8-262144", "vq-4x8x8-8192"}
-    assert set(PRESETS) == kl | fsq | others
+    large = {"kl-4x8x8-c16-large", "kl-8x16x16-c32-large"}
+    assert set(PRESETS) == kl | fsq | others | large
     assert set(STATED) == set(PRESETS)
 
 
@@ -41,7 +42,7 @@ def test_a_preset_is_what_its_name_and_its_row_say(name: str, benchmark: Any):
     model = benchmark.build(name)
     assert benchmark.measure(model) == STATED[name]
 
-    bottleneck, ratio, size = name.split("-")
+    bottleneck, ratio, size = name.removesuffix("-large").split("-")
     temporal, spatial = model.temporal_compression_ratio, model.spatial_compression_ratio
     assert type(model.quantizer) is BOTTLENECKS[bottleneck]
     assert ratio == f"{temporal}x{spatial}x{spatial}"

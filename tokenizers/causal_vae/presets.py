@@ -57,6 +57,17 @@ _8X32X32: Config = dict(
     encoder_widths=(24, 96, 192, 384, 768), encoder_blocks=(1, 1, 1, 2, 2),
     decoder_widths=(24, 96, 192, 384, 768), decoder_blocks=(1, 2, 2, 3, 3),
 )  # fmt: skip
+# For GPUs: about 100 M parameters.
+_4X8X8_LARGE: Config = dict(
+    ratios=((2, 2, 2), (1, 2, 2)),
+    encoder_widths=(96, 384, 768), encoder_blocks=(2, 2, 2),
+    decoder_widths=(96, 384, 768), decoder_blocks=(2, 4, 4),
+)  # fmt: skip
+_8X16X16_LARGE: Config = dict(
+    ratios=((2, 2, 2), (2, 2, 2), (1, 2, 2)),
+    encoder_widths=(96, 192, 384, 768), encoder_blocks=(1, 2, 2, 2),
+    decoder_widths=(96, 192, 384, 768), decoder_blocks=(1, 3, 3, 4),
+)  # fmt: skip
 
 
 def _kl(channels: int) -> Config:
@@ -118,6 +129,8 @@ _TABLE: tuple[tuple[str, Config, Config, Stated], ...] = (
     ("fsq-8x16x16-32768",   _fsq(32768),  _8X16X16,  Stated(21, 32.4, 49.8)),
     ("fsq-8x16x16-262144",  _fsq(262144), _8X16X16,  Stated(21, 32.4, 49.8)),
     ("kl-8x32x32-c128",     _kl(128),     _8X32X32,  Stated(90.3, 38.8, 60.9)),
+    ("kl-4x8x8-c16-large",  _kl(16),     _4X8X8_LARGE, Stated(96.6, 630, 1140)),
+    ("kl-8x16x16-c32-large", _kl(32),    _8X16X16_LARGE, Stated(98.4, 201, 290)),
     ("lfq-4x8x8-262144",    _LFQ,         _4X8X8,    Stated(4.89, 28.7, 52.5)),
     ("bsq-4x8x8-262144",    _BSQ,         _4X8X8,    Stated(4.89, 28.7, 52.5)),
     ("vq-4x8x8-8192",       _VQ,          _4X8X8,    Stated(4.88, 29.3, 52.4)),
