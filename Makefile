@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 export OMP_WAIT_POLICY ?= PASSIVE
 WORKERS ?= 2
 
-.PHONY: help setup lock demo test test-oldest test-newest test-slow fuzz benchmarks gpu-check lint format clean
+.PHONY: help setup lock demo test test-oldest test-newest test-slow fuzz benchmarks embedded gpu-check lint format clean
 
 help:
 	@echo "make setup      a virtual environment in $(VENV), with kinema and its tools, as constraints.txt says"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow  the tests that take minutes, or a GPU"
 	@echo "make fuzz       1,000 damaged files and odd words for the command line; SEED=1 COUNT=5000 for others"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
+	@echo "make embedded   train the embedded model anew, MINUTES=8 of training; OPTIONS='--sprites sprites/'"
 	@echo "make gpu-check  is kinema right and fast on this GPU? four minutes; tiny sizes on a CPU"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
@@ -64,6 +65,10 @@ fuzz: $(STAMP)
 BENCHMARKS ?= tokenizer_speed tokenizer_streaming fvd_speed sparse_attention sparse_plugin
 benchmarks: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "# $$name"; $(PYTHON) benchmarks/$$name.py || exit 1; done
+
+MINUTES ?= 8
+embedded: $(STAMP)
+	@$(PYTHON) -m kinema.training.recipes.toybox_128 --output runs/embedded --minutes $(MINUTES) $(OPTIONS)
 
 gpu-check: $(STAMP)
 	@$(PYTHON) benchmarks/gpu_check.py $(OPTIONS)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from kinema.errors import KinemaError
 from kinema.loading import one_line
 from kinema.machine import computes_bf16
+from kinema.memory import out_of_memory_in_one_line
 from kinema.stopping import stop_signals
 from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoint, step_of
 from kinema.training.compilation import compile_blocks, save_memory
@@ -149,7 +150,8 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
             torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
             generator = step_generator(config.seed, rank, state.step, "loss", device)
             task.start_step(state.step)
-            terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            with out_of_memory_in_one_line(f"`batch_size` (={config.batch_size})", task.remedies(config)):
+                terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
             ema.update(learner.plain, taken)
             meter.add(terms, taken)
             companion_taken = None

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kinema.training.config import TrainingConfig
 from kinema.training.record import Contents
 from kinema.training.samples import Samples
 
@@ -67,6 +68,12 @@ class Task(ABC, Generic[Batch]):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and terms to log."""
+
+    def remedies(self, config: TrainingConfig) -> str:
+        """What makes a step fit in memory that did not, as the end of a message."""
+        checkpointing = "" if config.gradient_checkpointing else ", `gradient_checkpointing`"
+        half = "" if config.mixed_precision == "bf16" else ", `mixed_precision` bf16"
+        return f"a smaller `batch_size`{checkpointing}{half} or smaller clips make it fit"
 
     def start_step(self, step: int) -> None:
         """A step begins: for what depends on its number."""

@@ -153,6 +153,7 @@ def generate_clip(
 
     from kinema.apps.any_pipeline import check_options, image_argument
     from kinema.apps.memory import check_memory
+    from kinema.memory import out_of_memory_in_one_line
     from kinema.video import to_uint8
 
     check_options(pipeline, options)
@@ -163,7 +164,10 @@ def generate_clip(
     check_memory(getattr(pipeline, "vae", None), height, width, "the clip", num_frames)
     given = image_argument(pipeline, None if image is None else Image.fromarray(image.numpy()))
     generator = torch.Generator().manual_seed(seed)
-    clip = pipeline(prompt=prompt, **given, generator=generator, output_type="pt", **options).frames[0]
+    size = f"a clip of {num_frames}x{height}x{width}" if num_frames else "the clip"
+    remedies = "fewer frames or a smaller size make it fit"
+    with out_of_memory_in_one_line(size, remedies):
+        clip = pipeline(prompt=prompt, **given, generator=generator, output_type="pt", **options).frames[0]
     return to_uint8(rearrange(clip, "t c h w -> c t h w").cpu() * 2 - 1)
 
 

@@ -238,3 +238,33 @@ def test_text_encoder_must_be_one(config, tmp_path):
 def test_unknown_preset(config):
     with pytest.raises(KinemaError, match="`preset`"):
         train(dataclasses.replace(config, preset="nope"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which "
+                "1.20 GiB is free. Including non-PyTorch memory, this process has 77 GiB memory in use."
+            ),
+            ": 2.00 GiB more were asked for, and 1.20 GiB of 79.10 GiB are free",
+        ),
+        (None, ": 262144.00 GiB more were asked for"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_is_one_line_that_says_what_would_fit(config, monkeypatch, raised, said):
+    def too_much(*_, **__):
+        if raised is None:
+            torch.empty(2**48, dtype=torch.uint8)
+        assert raised is not None
+        raise raised
+
+    monkeypatch.setattr(DiffusionTask, "loss", too_much)
+    with pytest.raises(KinemaError) as error:
+        train(config)
+    assert str(error.value) == (
+        f"`batch_size` (=4) must fit in memory{said}; a smaller `batch_size`, `gradient_checkpointing`, "
+        "`mixed_precision` bf16 or smaller clips make it fit"
+    )

@@ -1,0 +1,1 @@
+"""Whole trainings of several stages, each with one command."""
