@@ -5,7 +5,10 @@ head width, e extra tokens.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -111,6 +114,66 @@ def check_extra_mask(extra_mask: Tensor, num_clips: int, num_extra_tokens: int) 
         )
     if extra_mask.dtype != torch.bool:
         raise KinemaError(f"`extra_mask` (of {extra_mask.dtype}) must be of torch.bool: true for tokens that exist")
+
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class _Kept(Generic[Made]):
+    """Something made for a call, and the mask of extra tokens that it was made for.
+
+    Attributes:
+        made: what was made.
+        memory: the tensor that has the mask's memory, while it lives.
+        stand: where the mask stands in it, and how often it was written to.
+    """
+
+    made: Made
+    memory: Callable[[], Tensor | None]
+    stand: tuple[Any, ...]
+
+
+class CallCache(Generic[Made]):
+    """What a backend worked out for a layout, for the next call of the same kind; it lasts as long as the layout.
+
+    Masks of extra tokens are told apart by identity, and by whether they were written to: the blocks of a transformer
+    get the same one, one after the other, and looking at its values would make the host wait for the device.
+
+    Args:
+        most: kinds of calls that are kept for a layout, the newest ones.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], _Kept[Made]]] = WeakKeyDictionary()
+
+    def get(self, layout: BlockLayout, call: tuple[Any, ...], extra_mask: Tensor | None) -> Made | None:
+        """What was kept for a call like this one; None: nothing."""
+        kept = self._kept.get(layout, {}).get(call)
+        if kept is None or (extra_mask is not None and extra_mask.is_inference()):
+            return None
+        memory, stand = _where(extra_mask)
+        return kept.made if kept.memory() is memory and kept.stand == stand else None
+
+    def put(self, layout: BlockLayout, call: tuple[Any, ...], extra_mask: Tensor | None, made: Made) -> None:
+        """Keeps something for the next call like this one."""
+        if extra_mask is not None and extra_mask.is_inference():
+            return  # such tensors do not tell whether they were written to
+        calls = self._kept.setdefault(layout, {})
+        calls.pop(call, None)
+        memory, stand = _where(extra_mask)
+        calls[call] = _Kept(made, (lambda: None) if memory is None else ref(memory), stand)
+        for other in list(calls)[: -self._most]:  # other threads may do the same
+            calls.pop(other, None)
+
+
+def _where(mask: Tensor | None) -> tuple[Tensor | None, tuple[Any, ...]]:
+    """The tensor that has a mask's memory (blocks may slice the same one anew), and where the mask stands in it."""
+    if mask is None:
+        return None, ()
+    memory = mask if mask._base is None else mask._base
+    return memory, (mask.storage_offset(), tuple(mask.shape), mask.stride(), mask._version)
 
 
 def key_mask(

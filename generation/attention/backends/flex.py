@@ -18,10 +18,11 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from kinema.generation.attention.backends.base import Backend, BackendFailed, key_mask
+from kinema.generation.attention.backends.base import Backend, BackendFailed, CallCache, key_mask
 from kinema.generation.attention.backends.gather import Gather
 from kinema.generation.attention.layout import BlockLayout
 from kinema.loading import one_line
+from kinema.machine import lasting
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +150,26 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
+_block_masks: CallCache[BlockMask] = CallCache(4)
+"""Block masks of layouts that are in use: to make one sorts tables of tiles."""
+
+
 def _block_mask(
     layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
 ) -> BlockMask:
-    """The layout with its extra tokens as tiles behind the others, in FlexAttention's terms."""
+    """The layout with its extra tokens as tiles behind the others, in FlexAttention's terms; made once."""
+    call = (query.device, query.shape[2], None if extra_mask is None else len(query), extra_mask is None)
+    made = _block_masks.get(layout, call, extra_mask)
+    if made is None:
+        with lasting():
+            made = _make_block_mask(layout, query, extra_mask)
+        _block_masks.put(layout, call, extra_mask, made)
+    return made
+
+
+def _make_block_mask(
+    layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
+) -> BlockMask:
     order, device = layout.order.to(query.device), query.device
     length, tiles, size = query.shape[2], order.num_tiles, order.tile_size
     more = -(-(length - order.num_slots) // size)

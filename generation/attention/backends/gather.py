@@ -10,7 +10,6 @@ Shapes: b batch, h heads, n tokens and extra tokens in the order that they are g
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from kinema.generation.attention.backends.base import AnyOrder, attend_extra
+from kinema.generation.attention.backends.base import AnyOrder, CallCache, attend_extra
 from kinema.generation.attention.backends.rows import Rows, rows_of
 from kinema.generation.attention.backends.space import Space, Tokens, empty_like, zeros_like
 from kinema.generation.attention.grid import TokenOrder
@@ -72,7 +71,7 @@ class _Chunk:
         return known
 
 
-_kept: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], list[_Chunk]]] = WeakKeyDictionary()
+_kept: CallCache[list[_Chunk]] = CallCache(_MOST_CALLS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +114,19 @@ class _Work:
         many small operations that take the time."""
         limits = (self.chunk // width, self.least)
         call = (self.given, self.batch, self.heads, self.extra, *limits, self.dtype, self.places.device)
-        kept = _kept.setdefault(self.layout, {})
-        known = kept.get(call) if self.extra_mask is None else None
+        call = (*call, self.extra_mask is None)
+        known = _kept.get(self.layout, call, self.extra_mask)
         if known is not None:
             yield from known
             return
         made: list[_Chunk] = []
-        size = 0 if self.extra_mask is None else _MOST_KEPT
+        size = 0
         for chunk in self._make(width):
             yield chunk
             size += chunk.size
             made = [*made, chunk] if size < _MOST_KEPT else []
         if size < _MOST_KEPT:
-            kept[call] = made
-            for other in list(kept)[:-_MOST_CALLS]:  # other threads may do the same
-                kept.pop(other, None)
+            _kept.put(self.layout, call, self.extra_mask, made)
 
     def _make(self, width: int) -> Iterator[_Chunk]:
         """So many rows at once that gathered keys keep within the limit; of many lanes before many rows, because

@@ -201,7 +201,7 @@ def test_what_is_worked_out_for_a_layout_is_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gather._Work, "_make", watched)
     grid, pattern = Grid(4, 9, 7), SlidingTile((2, 3, 4), (1, 3, 1))
     options: Any = dict(pattern=pattern, grid=grid, num_extra_tokens=2, backend="gather")
-    kept = gather._kept.setdefault(pattern.plan(grid, 3, 2), {})
+    kept = gather._kept._kept.setdefault(pattern.plan(grid, 3, 2), {})
     order = pattern.order(grid)
     for turn in range(2):
         for batch in range(1, 8):
@@ -223,6 +223,39 @@ def test_what_is_worked_out_for_a_layout_is_kept(monkeypatch: pytest.MonkeyPatch
     kept.clear()
     sparse_attention(*tensors, **options)
     assert not kept
+
+
+def test_a_mask_of_extra_tokens_is_known_again(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+    original = gather._Work._make
+
+    def watched(work: Any, width: int) -> Any:
+        made.append(work.batch)
+        return original(work, width)
+
+    monkeypatch.setattr(gather._Work, "_make", watched)
+    grid, pattern = Grid(4, 9, 7), SlidingTile((2, 3, 4), (1, 3, 1))
+    options: Any = dict(pattern=pattern, grid=grid, num_extra_tokens=2, backend="gather")
+    tensors = inputs(grid, 2)
+    longer = torch.tensor([[[True, True, False]], [[True, True, True]]])
+
+    def is_right(mask: torch.Tensor) -> int:
+        expected = reference(tensors, pattern, grid, 2, mask)
+        assert (sparse_attention(*tensors, extra_mask=mask, **options) - expected).abs().max() <= 1e-5
+        return len(made)
+
+    before = is_right(longer[:, 0, 1:])
+    assert is_right(longer[:, 0, 1:]) == before  # sliced anew, as the blocks of a transformer do
+    assert is_right(longer[:, 0, :2]) == before + 1  # another part of it
+    assert is_right(longer[:, 0, :2]) == before + 1
+    longer[0, 0, 0] = False
+    assert is_right(longer[:, 0, :2]) == before + 2  # written to
+    assert is_right(longer[:, 0, :2].clone()) == before + 3
+    with torch.inference_mode():
+        mask = torch.tensor([[True, False], [True, True]])
+        assert is_right(mask) == before + 4
+        mask[0, 1] = True
+        assert is_right(mask) == before + 5
 
 
 def test_space_is_used_again_and_gives_what_is_asked():
