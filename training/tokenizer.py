@@ -82,7 +82,8 @@ class TokenizerTask(Task[Tensor]):
             rate = config.discriminator_learning_rate
             self.companion = Companion(name="discriminator", module=self.adversary, learning_rate=rate)
         with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
-            self.batches = TokenizerBatches(config, accelerator.process_index, accelerator.num_processes)
+            ranks = accelerator.process_index, accelerator.num_processes
+            self.batches = TokenizerBatches(config, *ranks, device=accelerator.device)
         self.validation = self.batches.validation_clips() if accelerator.is_main_process else {}
         self.lpips = make_lpips(accelerator.device) if config.lpips_weight else None
         self.score_lpips = start_score(config, accelerator.device) if accelerator.is_main_process else None
@@ -232,7 +233,7 @@ class TokenizerTask(Task[Tensor]):
     def sample(self, model: nn.Module) -> Samples:
         """Clips over their reconstructions."""
         tokenizer: Any = model
-        clips = [c[0] for c in list(self.validation.values())[:4]] or [self.batches(0)[0]]
+        clips = [c[0] for c in list(self.validation.values())[:4]] or [self.batches(0)[0].cpu()]
         rows, labels = [], []
         for clip in clips:
             reconstruction = tokenizer.reconstruct(clip[None].to(tokenizer.device)).float().cpu()
@@ -271,7 +272,7 @@ class LongClips(Sequence[Tensor]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        return self.batches(AFTER_TRAINING + index, self.batches.longest)
+        return self.batches(AFTER_TRAINING + index, self.batches.longest).cpu()
 
 
 def name_of_score(config: TokenizerTrainingConfig, with_lpips: bool) -> str:

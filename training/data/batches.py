@@ -26,10 +26,18 @@ class TokenizerBatches:
         config: data, shapes, weights.
         rank: number of this process.
         world_size: number of processes.
+        device: where Toybox clips are drawn, and batches end.
     """
 
-    def __init__(self, config: TokenizerTrainingConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        config: TokenizerTrainingConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.config = config
+        self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.shapes = [parse_shape(shape) for shape in config.shapes]
         shares = torch.tensor(config.shape_weights or [1.0] * len(self.shapes), dtype=torch.float64)
@@ -81,12 +89,12 @@ class TokenizerBatches:
                         frame_rates=config.frame_rates,
                     )
                 )
-        return torch.cat(parts)
+        return torch.cat([part.to(self.device) for part in parts])
 
     def _toybox_clips(self, step: int, count: int, shape: tuple[int, int, int]) -> Tensor:
         most = max(round(self.config.batch_size * _volume(self.shapes[0]) / _volume(s)) for s in self.shapes) + 1
         first = (step * self.world_size + self.rank) * most
-        return self.toyboxes[shape].batch(range(first, first + count)).video
+        return self.toyboxes[shape].batch(range(first, first + count), self.device).video
 
     def validation_clips(self) -> dict[str, Float[Tensor, "n 3 t h w"]]:
         """Clips of each validation source by name: held-out files, or Toybox's validation split.
