@@ -7,7 +7,8 @@ from kinema import CausalVideoTokenizer
 from kinema.generation.text import WordTextEncoder, build_word_tokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import latents_cache
-from kinema.training.latents_cache import cached_latents, folder_hash, model_hash
+from kinema.training.diffusion import epoch_order, shuffled
+from kinema.training.latents_cache import LatentsCache, Shard, cached_latents, folder_hash, model_hash, place_of
 
 
 class World:
@@ -98,3 +99,47 @@ def test_hash_follows_weights_and_config(tmp_path):
     assert folder_hash(tmp_path) == first
     (tmp_path / "model.safetensors").write_bytes(b"abd")
     assert folder_hash(tmp_path) != first
+
+
+def shards_of(*sizes: int) -> list[Shard]:
+    made, first = [], 0
+    for size in sizes:
+        rows = torch.arange(first, first + size)
+        lengths = rows % 3 + 1
+        width = int(lengths.max()) + 2  # padded further than need be
+        mask = torch.arange(width) < lengths[:, None]
+        latents = rows.half().view(-1, 1, 1, 1, 1).expand(-1, 2, 1, 1, 1)
+        made.append(Shard(latents, (rows[:, None] + 10) * mask, mask, [f"caption {row}" for row in rows.tolist()]))
+        first += size
+    return made
+
+
+def test_rows_of_several_shards_come_with_text_of_the_longest():
+    cache = LatentsCache(shards_of(4, 3))
+    latents, text = cache(torch.tensor([6, 0, 4]))  # texts of 1, 1 and 2 words
+    assert latents[:, 0, 0, 0, 0].tolist() == [6, 0, 4]
+    assert text.values.tolist() == [[16, 0], [10, 0], [14, 14]]
+    assert text.mask.tolist() == [[True, False], [True, False], [True, True]]
+    assert cache.captions[5] == "caption 5"
+
+
+def test_on_a_device_texts_have_few_lengths(monkeypatch):
+    monkeypatch.setattr(latents_cache, "place_of", lambda size, device: torch.device("meta"))
+    cache = LatentsCache(shards_of(4, 3), "meta")
+    latents, text = cache([6, 0, 4])
+    assert latents.shape == (3, 2, 1, 1, 1)
+    assert text.values.shape == text.mask.shape == (3, 16)
+
+
+@pytest.mark.parametrize(("gigabytes", "place"), [(19, "cuda"), (21, "cpu")])
+def test_a_quarter_of_a_device_may_be_taken(monkeypatch, gigabytes, place):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    assert place_of(gigabytes * 2**30, torch.device("cuda")).type == place
+    assert place_of(1, torch.device("cpu")).type == "cpu"
+    assert place_of(1, torch.device("mps")).type == "cpu"
+
+
+@pytest.mark.parametrize("positions", [range(3, 7), range(8, 16), range(5, 26), range(15, 17)])
+def test_epochs_follow_each_other_in_orders_of_their_own(positions):
+    expected = [int(epoch_order(3, position // 8, 8)[position % 8]) for position in positions]
+    assert shuffled(3, positions, 8).tolist() == expected
