@@ -132,7 +132,8 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
                 settings = run.start.config if run.start and state.step == first_step else to_dict(config)
                 checkpoints.save(*trained, state, beside, partial(write_more, task, settings))
             state.score = None  # it belongs to the weights of this step alone
-            accelerator.wait_for_everyone()
+            if any(due):
+                accelerator.wait_for_everyone()
             if done:
                 break
 
@@ -150,14 +151,14 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
             torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
             generator = step_generator(config.seed, rank, state.step, "loss", device)
             task.start_step(state.step)
+            companion_taken = None
             with out_of_memory_in_one_line(f"`batch_size` (={config.batch_size})", task.remedies(config)):
                 terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
-            ema.update(learner.plain, taken)
-            meter.add(terms, taken)
-            companion_taken = None
-            if companion is not None and task.companion_trains():
-                terms, companion_taken = companion.step(task.companion_loss, factor, allowed=taken)
-                meter.add(terms, companion_taken)
+                ema.update(learner.plain, taken)
+                meter.add(terms, taken)
+                if companion is not None and task.companion_trains():
+                    terms, companion_taken = companion.step(task.companion_loss, factor, allowed=taken)
+                    meter.add(terms, companion_taken)
             state.step += 1
             clock.advance()
             skipped.add(state.step, taken, companion_taken)
