@@ -36,4 +36,4 @@ def test_demo(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_first_frame_is_there():
-    assert read_image(FIRST_FRAME).shape == (64, 64, 3)
+    assert read_image(FIRST_FRAME).shape == (128, 128, 3)
