@@ -68,7 +68,7 @@ benchmarks: $(STAMP)
 
 MINUTES ?= 8
 embedded: $(STAMP)
-	@$(PYTHON) -m kinema.training.recipes.toybox_128 --output runs/embedded --minutes $(MINUTES) $(OPTIONS)
+	@$(PYTHON) training/train_embedded.py --output runs/embedded --minutes $(MINUTES) $(OPTIONS)
 
 gpu-check: $(STAMP)
 	@$(PYTHON) benchmarks/gpu_check.py $(OPTIONS)

@@ -1,6 +1,6 @@
 """The embedded model: a tokenizer, then a transformer on images, then on clips of 33×128×128.
 
-    python -m kinema.training.recipes.toybox_128 --output runs/embedded --sprites sprites/ [--minutes 8] [--prompts 200]
+    python training/train_embedded.py --output runs/embedded --sprites sprites/ [--minutes 8] [--prompts 200]
 
 Of the time, the tokenizer takes 31 %, images 14 %, clips 55 %: the shares of the shipped model, whose 6.5 minutes of
 training took 8 on one H100. A run that was stopped goes on when the same command is given again; a stage that is done
@@ -20,6 +20,7 @@ import torch
 
 from kinema.eval.toybox.entry import Settings
 from kinema.eval.toybox.entry import run as evaluate
+from kinema.stopping import raised_signals
 from kinema.training import diffusion, tokenizer
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, TrainingConfig, to_dict
 from kinema.training.presets import DIFFUSION_PRESETS, TOKENIZER_PRESETS
@@ -158,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         KinemaError: a stage cannot train.
+        Stopped: a signal asked it to end; the same command goes on.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/embedded"), help="folder of all stages (%(default)s)")
@@ -165,13 +167,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of training, all stages together (%(default)s)")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of each table of scores (%(default)s)")
     arguments = parser.parse_args(argv)
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.addHandler(shown)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     cpu = not torch.cuda.is_available()
-    run(
-        arguments.output, arguments.minutes, CPU if cpu else GPU, arguments.sprites, num_prompts=arguments.prompts,
-        cpu=cpu,
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    main()
+    sizes = CPU if cpu else GPU
+    try:
+        with raised_signals():
+            run(
+                arguments.output,
+                arguments.minutes,
+                sizes,
+                arguments.sprites,
+                num_prompts=arguments.prompts,
+                cpu=cpu,
+            )
+    finally:
+        logger.removeHandler(shown)
+        logger.propagate = True
