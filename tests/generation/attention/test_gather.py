@@ -190,15 +190,21 @@ def test_neighbours_are_joined_where_that_is_faster(pattern: StaticPattern, size
     assert max(sizes) == size
 
 
-def test_what_is_worked_out_for_a_layout_is_kept(monkeypatch: pytest.MonkeyPatch):
-    made: list[int] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batches of calls whose rows were worked out anew."""
+    batches: list[int] = []
     original = gather._Work._make
 
     def watched(work: Any, width: int) -> Any:
-        made.append(work.batch)
+        batches.append(work.batch)
         return original(work, width)
 
     monkeypatch.setattr(gather._Work, "_make", watched)
+    return batches
+
+
+def test_what_is_worked_out_for_a_layout_is_kept(made: list[int], monkeypatch: pytest.MonkeyPatch):
     grid, pattern = Grid(4, 9, 7), SlidingTile((2, 3, 4), (1, 3, 1))
     options: Any = dict(pattern=pattern, grid=grid, num_extra_tokens=2, backend="gather")
     kept = gather._kept._kept.setdefault(pattern.plan(grid, 3, 2), {})
@@ -225,15 +231,7 @@ def test_what_is_worked_out_for_a_layout_is_kept(monkeypatch: pytest.MonkeyPatch
     assert not kept
 
 
-def test_a_mask_of_extra_tokens_is_known_again(monkeypatch: pytest.MonkeyPatch):
-    made: list[int] = []
-    original = gather._Work._make
-
-    def watched(work: Any, width: int) -> Any:
-        made.append(work.batch)
-        return original(work, width)
-
-    monkeypatch.setattr(gather._Work, "_make", watched)
+def test_a_mask_of_extra_tokens_is_known_again(made: list[int]):
     grid, pattern = Grid(4, 9, 7), SlidingTile((2, 3, 4), (1, 3, 1))
     options: Any = dict(pattern=pattern, grid=grid, num_extra_tokens=2, backend="gather")
     tensors = inputs(grid, 2)
