@@ -235,12 +235,18 @@ def is_better(score: float | None, best: float | None) -> bool:
 
 
 def autocast_type(setting: str, device: torch.device) -> str:
-    """What `mixed_precision` means on a device: bf16 or no."""
+    """What `mixed_precision` means on a device: bf16 or no.
+
+    Raises:
+        KinemaError: bf16 is asked for, and the device does not compute in it.
+    """
     if setting == "auto":
         return "bf16" if computes_bf16(device) else "no"
     if setting == "bf16" and not computes_bf16(device):
-        # 80 times slower than float32 on a processor with AVX2 alone.
-        logger.warning("`mixed_precision` (=bf16) is emulated on this %s, and slow: 'no' is faster here", device.type)
+        # Emulation is up to 80 times slower, and oneDNN's gives wrong gradients of convolutions (docs/decisions.md).
+        raise KinemaError(
+            f"`mixed_precision` (=bf16) must be auto or no: this {device.type} has no bfloat16 arithmetic"
+        )
     return setting
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kinema.errors import KinemaError
+from kinema.machine import computes_bf16
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import loop
@@ -22,6 +23,9 @@ from kinema.training.config import TokenizerTrainingConfig, to_dict
 from kinema.training.losses.adversarial import Adversary
 from kinema.training.tokenizer import TokenizerTask, train
 
+NATIVE_BF16 = pytest.mark.skipif(
+    not computes_bf16(torch.device("cpu")), reason="trainings refuse bfloat16 on a processor without it"
+)
 VQ = TINY | dict(bottleneck="vq", codebook_size=16)
 
 
@@ -280,7 +284,7 @@ tokenizer.train(from_dict(TokenizerTrainingConfig, json.loads(sys.argv[1])), mod
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=NATIVE_BF16)])
 def test_two_processes_stay_alike(config, tmp_path, precision):
     """Also over steps that are not finite in one of them alone."""
     config = dataclasses.replace(config, adversarial_start=0, mixed_precision=precision, log_every=1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kinema.errors import KinemaError
 from kinema.machine import computes_bf16
 from kinema.training import loop
 from kinema.training.config import TrainingConfig
@@ -102,10 +103,10 @@ def test_precision_follows_what_the_device_computes_in(monkeypatch, native, prec
     assert loop.autocast_type("no", torch.device("cpu")) == "no"
 
 
-def test_emulated_precision_is_named_and_kept(monkeypatch, caplog):
+def test_emulated_precision_is_refused(monkeypatch):
     monkeypatch.setattr(loop, "computes_bf16", lambda device: False)
-    assert loop.autocast_type("bf16", torch.device("cpu")) == "bf16"
-    assert "`mixed_precision` (=bf16)" in caplog.text
+    with pytest.raises(KinemaError, match=r"^`mixed_precision` \(=bf16\) must be auto or no: this cpu has no bfloat16"):
+        loop.autocast_type("bf16", torch.device("cpu"))
 
 
 def test_this_processor_multiplies_fast_in_what_it_says_to_compute_in():
