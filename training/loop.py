@@ -244,9 +244,7 @@ def autocast_type(setting: str, device: torch.device) -> str:
         return "bf16" if computes_bf16(device) else "no"
     if setting == "bf16" and not computes_bf16(device):
         # Emulation is up to 80 times slower, and oneDNN's gives wrong gradients of convolutions (docs/decisions.md).
-        raise KinemaError(
-            f"`mixed_precision` (=bf16) must be auto or no: this {device.type} has no bfloat16 arithmetic"
-        )
+        raise KinemaError(f"`mixed_precision` (=bf16) must be auto or no: this {device.type} has no bfloat16")
     return setting
 
 
