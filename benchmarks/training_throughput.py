@@ -29,10 +29,10 @@ from torch import Tensor
 
 from kinema.flops import FlopCounter
 from kinema.training import diffusion
+from kinema.training.accelerator import make_accelerator
 from kinema.training.compilation import compile_blocks, save_memory
 from kinema.training.config import DiffusionTrainingConfig
 from kinema.training.diffusion import DiffusionTask
-from kinema.training.loop import make_accelerator
 from kinema.training.optimization import make_optimizer
 from kinema.training.presets import DIFFUSION_PRESETS
 from kinema.weights import embedded_dir

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from kinema.training.config_json import from_dict
 from kinema.training.ema import EMA
 from kinema.training.folders import recover_folders, remove_folder, remove_leftovers, write_folder
 from kinema.training.manifest import MANIFEST, find_damage, write_manifest
+from kinema.training.sharding import gather, part_like, split_like
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,8 @@ class Checkpoints:
         state: TrainingState,
         companion: Companion | None = None,
         more: Callable[[Path], object] | None = None,
+        *,
+        writes: bool = True,
     ) -> Path:
         """Writes a checkpoint, then removes those no longer needed.
 
@@ -161,25 +164,26 @@ class Checkpoints:
             state: where the training stands.
             companion: what trains beside the model.
             more: writes more files into the folder that it is given.
+            writes: whether this process writes; one does, and where weights are split over processes all must call.
 
         Raises:
             KinemaError: It cannot be written: the disk is full, say. Earlier checkpoints stay as they are.
         """
 
+        path = self.folder / f"step-{state.step:08d}"
+        tensors = _checkpoint_tensors(model, ema, optimizer, companion, keep=writes)
+        if not writes:
+            return path
+
         def write(folder: Path) -> None:
-            save_file(contiguous(model.state_dict()), folder / "model.safetensors")
-            save_file(contiguous(ema.model.state_dict()), folder / "ema.safetensors")
-            save_file(optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-            if companion is not None:
-                save_file(contiguous(companion[0].state_dict()), folder / "companion.safetensors")
-                save_file(optimizer_tensors(companion[1]), folder / "companion_optimizer.safetensors")
+            for name, named in tensors.items():
+                save_file(named, folder / f"{name}.safetensors")
             values = {"format": _FORMAT} | asdict(state) | {"ema_updates": ema.num_updates}
             (folder / "state.json").write_text(json.dumps(values, indent=2) + "\n")
             if more is not None:
                 more(folder)
             write_manifest(folder)
 
-        path = self.folder / f"step-{state.step:08d}"
         try:
             write_folder(path, write)
         except (OSError, SafetensorError) as error:
@@ -279,8 +283,8 @@ def load_checkpoint(
         KinemaError: It is of another model or optimizer, or its files cannot be read.
     """
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        ema.model.load_state_dict(load_file(path / "ema.safetensors"))
+        for module, name in ((model, "model"), (ema.model, "ema")):
+            module.load_state_dict(split_like(load_file(path / f"{name}.safetensors"), module.state_dict()))
         load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
         if companion is not None and (path / "companion.safetensors").is_file():
             companion[0].load_state_dict(load_file(path / "companion.safetensors"))
@@ -336,18 +340,25 @@ def _state_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them."""
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _checkpoint_tensors(
+    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, companion: Companion | None, *, keep: bool
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file; empty where this process does not keep those that it helps to gather."""
+    files: dict[str, Mapping[str, Tensor]] = {
+        "model": model.state_dict(),
+        "ema": ema.model.state_dict(),
+        "optimizer": optimizer_tensors(optimizer),
+    }
+    if companion is not None:
+        files |= {"companion": companion[0].state_dict(), "companion_optimizer": optimizer_tensors(companion[1])}
+    return {name: gather(tensors, keep) for name, tensors in files.items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as named tensors: `<parameter number>.<name>`."""
     states = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value).detach().contiguous()
-        for number, state in states.items()
-        for name, value in state.items()
+        f"{number}.{name}": torch.as_tensor(value) for number, state in states.items() for name, value in state.items()
     }
 
 
@@ -371,5 +382,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         for name, tensor in states[number].items():
             if (name == "momentum") != is_muon or tensor.shape not in ((), parameter.shape):
                 raise ValueError(f"`{name}` of parameter {number} is not what the optimizer keeps")
+            if tensor.ndim:
+                states[number][name] = part_like(tensor, parameter)
     whole["state"] = states
     optimizer.load_state_dict(whole)

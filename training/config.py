@@ -334,6 +334,10 @@ class DiffusionTrainingConfig(TrainingConfig):
     max_zoom_out: float = 2.0
     """Crops of video files are up to this many times larger than the clip, then scaled down."""
 
+    fsdp: bool = False
+    """Split weights, gradients, their average and the optimizer's state over all processes (FSDP2), for models that do
+    not fit into one GPU. Evaluations and samples take place in the first process, which needs room for one whole
+    model."""
     attention: str | None = None
     """What tokens see, as `kinema attention patterns` lists (default: as the preset says, mostly all)."""
     coarse_tile: tuple[int, int, int] | None = None

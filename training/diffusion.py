@@ -24,18 +24,19 @@ from kinema.machine import readable
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import latent_shape
+from kinema.training.accelerator import make_accelerator
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.contents import data_contents
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import run_program
 from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash, model_hash
-from kinema.training.loop import Task, make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.presets import DIFFUSION_PRESETS, select_preset
 from kinema.training.record import STATISTICS, Contents, Record, check_data, check_depends
 from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
+from kinema.training.task import Task
 from kinema.training.text import load_pipeline, make_text_encoder, vocabulary_hash
 from kinema.training.tokenizer import load_tokenizer
 from kinema.video import to_uint8
@@ -56,6 +57,7 @@ class DiffusionTask(Task[Batch]):
 
     def __init__(self, config: DiffusionTrainingConfig, accelerator: Accelerator, start: Record | None = None) -> None:
         self.config = config
+        self.splits_weights = config.fsdp
         self.autocast, self.precision = accelerator.autocast, accelerator.mixed_precision
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)

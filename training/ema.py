@@ -1,12 +1,16 @@
 """Exponential moving average of the weights."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from kinema.machine import readable
 from kinema.training.foreach import foreach_add_, foreach_copy_, foreach_lerp_, foreach_mul_, foreach_sub, in_chunks
+from kinema.training.sharding import gather, local, shard
 
 
 class EMA:
@@ -16,13 +20,44 @@ class EMA:
     on the average is short, so that the first weights are soon forgotten. Buffers are copied.
 
     Attributes:
-        model: the averaged copy, in evaluation mode, without gradients.
+        model: the averaged copy, in evaluation mode, without gradients; where it is split over processes (`shard`),
+            only good for reading weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self._num_updates: Tensor | int = 0
+        self._is_split, self._skeleton = False, None
+
+    def shard(self, mesh: DeviceMesh, keep_whole: bool) -> None:
+        """Splits the average over processes.
+
+        Args:
+            mesh: the processes, along one axis.
+            keep_whole: whether `whole` gives this process a model; it takes memory of the CPU.
+        """
+        self._is_split, self._skeleton = True, copy.deepcopy(self.model).cpu() if keep_whole else None
+        shard(self.model, mesh)
+
+    @contextmanager
+    def whole(self) -> Iterator[nn.Module | None]:
+        """The averaged model with all of its weights, to compute with.
+
+        Where they are split over processes, all must enter; those that keep no whole model get None.
+        """
+        if not self._is_split:
+            yield self.model
+            return
+        tensors = gather(self.model.state_dict(), keep=self._skeleton is not None)
+        if self._skeleton is None:
+            yield None
+            return
+        self._skeleton.load_state_dict(tensors)
+        try:
+            yield self._skeleton.to(next(self.model.parameters()).device)
+        finally:
+            self._skeleton.cpu()
 
     @property
     def num_updates(self) -> int:
@@ -41,7 +76,7 @@ class EMA:
             model: whose weights.
             taken: 1 where the step was taken, 0 where it was left out and nothing changes; None: it was taken.
         """
-        mine, theirs = list(self.model.parameters()), list(model.parameters())
+        mine, theirs = ([local(parameter) for parameter in m.parameters()] for m in (self.model, model))
         if taken is None or readable(taken):
             if taken is not None and not bool(taken):
                 return

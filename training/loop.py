@@ -1,27 +1,31 @@
-"""The training loop of every model in kinema, and what it asks of one."""
+"""The training loop of every model in kinema."""
 
 import json
 import logging
 import math
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import ProjectConfiguration
+import torch.distributed as dist
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line
-from kinema.machine import computes_bf16
 from kinema.memory import out_of_memory_in_one_line
 from kinema.stopping import stop_signals
-from kinema.training.checkpoint import Checkpoints, TrainingState, load_checkpoint, step_of
+from kinema.training.checkpoint import TrainingState, load_checkpoint, step_of
+from kinema.training.clock import Clock, progress, time_left
 from kinema.training.compilation import compile_blocks, save_memory
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
@@ -41,10 +45,14 @@ from kinema.training.run import Run
 from kinema.training.samples import save_samples
 from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
+from kinema.training.sharding import shard
 from kinema.training.skipped import SkippedSteps
 from kinema.training.task import Batch, Companion, Task
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_WAIT = timedelta(days=7)
+"""For an evaluation or a checkpoint of the first process. Steps keep the time-out of torch's process group."""
 
 
 def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
@@ -60,129 +68,260 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
         KinemaError: the checkpoint is not of this model, or the data is other data.
         Stopped: a signal asked for it; the checkpoint and `model/` are written.
     """
-    config: TrainingConfig = run.config
-    checkpoints, device, rank = run.checkpoints, accelerator.device, accelerator.process_index
-    checkpoints.score_name = task.score_name
-    if run.start is None:
-        task.prepare()
-    optimizer = make_optimizer(task.model, config)
-    # The average comes first: a prepared model's `forward` is another one.
-    ema = EMA(task.model.to(device), config.ema_decay)
-    save_memory(task.model, config)
-    compile_blocks(task.model, config.compile, device)
-    learner = Learner(task.model, optimizer, config.learning_rate, config.max_grad_norm, accelerator)
-    companion = start_companion(task.companion, config, accelerator)
-    trained = (learner.plain, ema, learner.optimizer)
-    beside = None if companion is None else (companion.plain, companion.optimizer)
-    state = TrainingState(score_name=task.score_name)
-    if run.start is not None:
-        check_model(task.model, run.start)
-        state = load_checkpoint(run.start.path, *trained, beside)
-    accelerator.wait_for_everyone()  # the checkpoint fits, in all processes
-    if accelerator.is_main_process:
-        if run.start is not None:
-            log_changes(config, run.start)
-            checkpoints.set_aside_damaged()
-        save_config(config, config.run_dir / "config.json")
-        task.save_data_report(config.run_dir / "data_report.json")
-    if state.score_name != task.score_name:
-        logger.info("the score was %s and is %s: earlier ones do not count", state.score_name, task.score_name)
-        state.best_score, state.score_name = None, task.score_name
-    if accelerator.is_main_process:
-        size = sum(p.numel() for p in learner.plain.parameters())
-        where = f"{device} in {accelerator.num_processes} process(es)"
-        logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, where, state.step)
-    accelerator.init_trackers("logs")
-
-    learner.model.train()
-    meter, clock = Meter(), Clock(accelerator, config, state)
-    skipped = SkippedSteps(state, config)
-    first_step, intervals = state.step, (config.eval_every, config.sample_every, config.save_every)
-    pin = device.type == "cuda"
-    with (
-        Prefetcher(task.batch, state.step, config.num_steps, config.num_workers, pin=pin) as batches,
-        stop_signals() as stop_asked,
-        tqdm(total=config.num_steps, initial=state.step, disable=not show_bar(accelerator)) as bar,
-    ):
-        while True:
-            # What is due after a number of steps: evaluate, show, save, stop.
-            ended, stopped = clock.look(stop_asked())
-            done = ended or stopped
-            due = [ended or (state.step > first_step and state.step % every == 0) for every in intervals]
-            # On a requested stop, only save a checkpoint, so that a resumed run equals an uninterrupted one.
-            due[2] |= done
-            if any(due):
-                skipped.finish()
-            improved = False
-            if due[0] and accelerator.is_main_process:
-                state.metrics = task.evaluate(ema.model)
-                state.score = state.metrics.get("score")
-                improved = is_better(state.score, state.best_score)
-                state.best_score = state.score if improved else state.best_score
-                accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
-                if state.metrics:
-                    logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
-            if due[1] and accelerator.is_main_process:
-                samples = task.sample(ema.model)
-                if samples is not None:
-                    writer = accelerator.get_tracker("tensorboard", unwrap=True)
-                    save_samples(samples, config.run_dir / "samples", state.step, writer)
-            if (due[2] or improved) and accelerator.is_main_process:
-                # A checkpoint whose weights were not trained with the new settings keeps those that it has.
-                settings = run.start.config if run.start and state.step == first_step else to_dict(config)
-                checkpoints.save(*trained, state, beside, partial(write_more, task, settings))
-            state.score = None  # it belongs to the weights of this step alone
-            if any(due):
-                accelerator.wait_for_everyone()
-            if done:
-                break
-
-            # One step.
-            meter.start()
-            batch = to_device(batches.next(), device)
-            meter.got_batch()
-            factor = learning_rate_factor(
-                state.step,
-                progress(state, config),
-                warmup_steps=config.warmup_steps,
-                schedule=config.schedule,
-                decay_fraction=config.decay_fraction,
-            )
-            torch.manual_seed(derived_seed(config.seed, rank, state.step, "model"))
-            generator = step_generator(config.seed, rank, state.step, "loss", device)
-            task.start_step(state.step)
-            companion_taken = None
-            with out_of_memory_in_one_line(f"`batch_size` (={config.batch_size})", task.remedies(config)):
-                terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), factor)
-                ema.update(learner.plain, taken)
-                meter.add(terms, taken)
-                if companion is not None and task.companion_trains():
-                    terms, companion_taken = companion.step(task.companion_loss, factor, allowed=taken)
-                    meter.add(terms, companion_taken)
-            state.step += 1
-            clock.advance()
-            skipped.add(state.step, taken, companion_taken)
-            meter.end(task.num_clips(batch) * accelerator.num_processes)
-
-            bar.update()
-            if state.step % config.log_every == 0:
-                skipped.finish()
-                numbers = meter.means() | task.numbers() | {"learning_rate": config.learning_rate * factor}
-                numbers |= {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
-                accelerator.log({f"train/{k}": v for k, v in numbers.items()}, step=state.step)
-                bar.set_postfix_str(
-                    f"loss {numbers.get('loss', math.nan):.4f}, {numbers['clips_per_second']:.1f} clips/s"
-                )
-                if accelerator.is_main_process and bar.disable:
-                    left = time_left(state, config, numbers["seconds_per_step"])
-                    logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
-
-    model_dir = config.run_dir / "model"
-    if accelerator.is_main_process:
-        export(task, config, checkpoints, ema, model_dir)
+    trainer = Trainer(task, run, accelerator)
+    with stop_signals() as stop_asked:
+        trainer.run(stop_asked)
+    trainer.export(run.config.run_dir / "model")
     accelerator.end_training()
     stop_asked.finish()
-    return model_dir
+    return run.config.run_dir / "model"
+
+
+@dataclass(frozen=True)
+class Due:
+    """What there is to do before the next step."""
+
+    evaluate: bool
+    sample: bool
+    save: bool
+    stop: bool
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to do."""
+        return self.evaluate or self.sample or self.save
+
+
+class Trainer(Generic[Batch]):
+    """One training: set up, steps with evaluations, samples and checkpoints between them, export.
+
+    Args:
+        task: what is trained.
+        run: its folder and settings.
+        accelerator: devices and processes.
+
+    Raises:
+        KinemaError: the checkpoint is not of this model, or the data is other data.
+    """
+
+    def __init__(self, task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> None:
+        self.task, self.accelerator = task, accelerator
+        self.config: TrainingConfig = run.config
+        self.checkpoints, self.start = run.checkpoints, run.start
+        self.device, self.is_main = accelerator.device, accelerator.is_main_process
+        self.data_rank = accelerator.process_index // task.processes_per_batch
+        self.clips_factor = accelerator.num_processes // task.processes_per_batch
+        self.checkpoints.score_name = task.score_name
+        self._patient: Any = None
+        if accelerator.num_processes > 1:
+            self._patient = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+
+        if self.start is None:
+            task.prepare()
+        self._make_learners()
+        self.state = self._first_state()
+        self.first_step = self.state.step
+        self.meter, self.clock = Meter(), Clock(accelerator, self.config, self.state)
+        self.skipped = SkippedSteps(self.state, self.config)
+
+    def _make_learners(self) -> None:
+        """Model, average, optimizer, and what trains beside the model."""
+        task, config, accelerator = self.task, self.config, self.accelerator
+        splits = task.splits_weights and accelerator.num_processes > 1
+        model = task.model if splits else task.model.to(self.device)  # splitting moves a part of it
+        self.ema = EMA(model, config.ema_decay)  # before the model is prepared, which replaces its `forward`
+        save_memory(model, config)
+        compile_blocks(model, config.compile, self.device)
+        if splits:
+            mesh = init_device_mesh(self.device.type, (accelerator.num_processes,))
+            self.ema.shard(mesh, keep_whole=self.is_main)
+            shard(model, mesh)
+        optimizer = make_optimizer(model, config)
+        self.learner = Learner(
+            model, optimizer, config.learning_rate, config.max_grad_norm, accelerator, prepares_model=not splits
+        )
+        self.companion = start_companion(task.companion, config, accelerator)
+        self._trained = (self.learner.plain, self.ema, self.learner.optimizer)
+        self._beside = None if self.companion is None else (self.companion.plain, self.companion.optimizer)
+
+    def _first_state(self) -> TrainingState:
+        """Where the training stands at its start; the run's folder is ready once all processes have it."""
+        task, config, start = self.task, self.config, self.start
+        state = TrainingState(score_name=task.score_name)
+        if start is not None:
+            check_model(task.model, start)
+            state = load_checkpoint(start.path, *self._trained, self._beside)
+        self._wait()  # the checkpoint fits, in all processes
+        if self.is_main:
+            if start is not None:
+                log_changes(config, start)
+                self.checkpoints.set_aside_damaged()
+            save_config(config, config.run_dir / "config.json")
+            task.save_data_report(config.run_dir / "data_report.json")
+            size = sum(p.numel() for p in self.learner.plain.parameters())
+            where = f"{self.device} in {self.accelerator.num_processes} process(es)"
+            logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, where, state.step)
+        if state.score_name != task.score_name:
+            logger.info("the score was %s and is %s: earlier ones do not count", state.score_name, task.score_name)
+            state.best_score, state.score_name = None, task.score_name
+        self.accelerator.init_trackers("logs")
+        return state
+
+    def run(self, stop_asked: Any) -> None:
+        """All steps, and what is due between them.
+
+        Args:
+            stop_asked: says, when called, whether a signal asked for a stop.
+        """
+        config, state = self.config, self.state
+        self.learner.model.train()
+        pin = self.device.type == "cuda"
+        with (
+            Prefetcher(self.task.batch, state.step, config.num_steps, config.num_workers, pin=pin) as batches,
+            tqdm(total=config.num_steps, initial=state.step, disable=not show_bar(self.accelerator)) as bar,
+        ):
+            while True:
+                due = self._due(stop_asked())
+                if due.anything:
+                    self.skipped.finish()
+                    self._look(due)
+                if due.stop:
+                    break
+                self._step(batches)
+                bar.update()
+                if state.step % config.log_every == 0:
+                    self._log(bar)
+
+    def _due(self, stop_asked: bool) -> Due:
+        config, step = self.config, self.state.step
+        ended, stopped = self.clock.look(stop_asked)
+
+        def every(interval: int) -> bool:
+            return ended or (step > self.first_step and step % interval == 0)
+
+        # On a requested stop, only save a checkpoint, so that a resumed run equals an uninterrupted one.
+        stop = ended or stopped
+        return Due(every(config.eval_every), every(config.sample_every), every(config.save_every) or stop, stop)
+
+    def _look(self, due: Due) -> None:
+        """Evaluates, shows and saves; the first process works, the others wait."""
+        config, state = self.config, self.state
+        improved = False
+        if due.evaluate or due.sample:
+            with self._whole_average() as model:
+                if model is not None and due.evaluate:
+                    improved = self._evaluate(model)
+                if model is not None and due.sample:
+                    self._sample(model)
+        if self._any(due.save or improved):
+            # A checkpoint whose weights were not trained with the new settings keeps those that it has.
+            unchanged = self.start is not None and state.step == self.first_step
+            settings = self.start.config if self.start is not None and unchanged else to_dict(config)
+            more = partial(write_more, self.task, settings)
+            self.checkpoints.save(*self._trained, state, self._beside, more, writes=self.is_main)
+        state.score = None  # it belongs to the weights of this step alone
+        self._wait()
+
+    @contextmanager
+    def _whole_average(self) -> Iterator[Any]:
+        """The averaged model in the first process, None in the others."""
+        with self.ema.whole() as model:
+            yield model if self.is_main else None
+
+    def _evaluate(self, model: Any) -> bool:
+        """Evaluates the averaged model; returns whether it is the best so far."""
+        state = self.state
+        state.metrics = self.task.evaluate(model)
+        state.score = state.metrics.get("score")
+        improved = is_better(state.score, state.best_score)
+        state.best_score = state.score if improved else state.best_score
+        self.accelerator.log({f"eval/{k}": v for k, v in state.metrics.items()}, step=state.step)
+        if state.metrics:
+            logger.info("step %d evaluation: %s", state.step, format_numbers(state.metrics))
+        return improved
+
+    def _sample(self, model: Any) -> None:
+        samples = self.task.sample(model)
+        if samples is not None:
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            save_samples(samples, self.config.run_dir / "samples", self.state.step, writer)
+
+    def _step(self, batches: Prefetcher[Batch]) -> None:
+        """One step of the optimizers."""
+        task, config, state = self.task, self.config, self.state
+        self.meter.start()
+        batch = to_device(batches.next(), self.device)
+        self.meter.got_batch()
+        factor = self._learning_rate_factor()
+        torch.manual_seed(derived_seed(config.seed, self.data_rank, state.step, "model"))
+        generator = step_generator(config.seed, self.data_rank, state.step, "loss", self.device)
+        task.start_step(state.step)
+        companion_taken = None
+        with out_of_memory_in_one_line(f"`batch_size` (={config.batch_size})", task.remedies(config)):
+            terms, taken = self.learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            self.ema.update(self.learner.plain, taken)
+            self.meter.add(terms, taken)
+            if self.companion is not None and task.companion_trains():
+                terms, companion_taken = self.companion.step(task.companion_loss, factor, allowed=taken)
+                self.meter.add(terms, companion_taken)
+        state.step += 1
+        self.clock.advance()
+        self.skipped.add(state.step, taken, companion_taken)
+        self.meter.end(task.num_clips(batch) * self.clips_factor)
+
+    def _learning_rate_factor(self) -> float:
+        config = self.config
+        return learning_rate_factor(
+            self.state.step,
+            progress(self.state, config),
+            warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
+            decay_fraction=config.decay_fraction,
+        )
+
+    def _log(self, bar: Any) -> None:
+        """What the last steps gave, to TensorBoard and to the bar or the log."""
+        config, state = self.config, self.state
+        self.skipped.finish()
+        rate = self.learner.optimizer.param_groups[0]["lr"]
+        numbers = self.meter.means() | self.task.numbers() | {"learning_rate": rate}
+        numbers |= {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
+        self.accelerator.log({f"train/{k}": v for k, v in numbers.items()}, step=state.step)
+        bar.set_postfix_str(f"loss {numbers.get('loss', math.nan):.4f}, {numbers['clips_per_second']:.1f} clips/s")
+        if self.is_main and bar.disable:
+            left = time_left(state, config, numbers["seconds_per_step"])
+            logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
+
+    def export(self, model_dir: Path) -> None:
+        """Writes `model/`: the weights of the best evaluation, or the last, with the settings they were trained with.
+
+        Raises:
+            KinemaError: it cannot be written.
+        """
+        with self._whole_average() as model:
+            if model is not None:
+                export(self.task, self.config, self._best_weights(model), model, model_dir)
+
+    def _best_weights(self, model: Any) -> Path:
+        """Puts the best weights into a model that has the last; returns their checkpoint."""
+        path = self.checkpoints.best_intact()
+        if path is None:
+            return self.checkpoints.all()[-1]  # just written, of the weights as they are
+        model.load_state_dict(load_file(path / "ema.safetensors"))
+        return path
+
+    def _any(self, flag: bool) -> bool:
+        """Whether a flag is set in any process; they wait for the slowest."""
+        if self._patient is None:
+            return flag
+        value = torch.tensor(float(flag))
+        dist.all_reduce(value, group=self._patient)
+        return bool(value > 0)
+
+    def _wait(self) -> None:
+        """Until all processes are here."""
+        if self._patient is not None:
+            dist.barrier(self._patient)
 
 
 def write_more(task: Task[Any], settings: dict[str, Any], folder: Path) -> None:
@@ -191,17 +330,16 @@ def write_more(task: Task[Any], settings: dict[str, Any], folder: Path) -> None:
     task.save_vocabulary(folder / VOCABULARY)
 
 
-def export(task: Task[Any], config: TrainingConfig, checkpoints: Checkpoints, ema: EMA, model_dir: Path) -> None:
-    """Writes `model/`: the weights of the best evaluation, or the last, with the settings they were trained with."""
-    path = checkpoints.best_intact()
-    if path is not None:
-        ema.model.load_state_dict(load_file(path / "ema.safetensors"))
-    else:
-        path = checkpoints.all()[-1]  # just written, of the weights as they are
-    settings = read_record(path).config or to_dict(config)
+def export(task: Task[Any], config: TrainingConfig, checkpoint: Path, model: Any, model_dir: Path) -> None:
+    """Writes the folder `model/` with the settings that a checkpoint's weights were trained with.
+
+    Raises:
+        KinemaError: it cannot be written.
+    """
+    settings = read_record(checkpoint).config or to_dict(config)
 
     def write(folder: Path) -> None:
-        task.export(ema.model, folder)
+        task.export(model, folder)
         (folder / "training_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
     try:
@@ -211,41 +349,12 @@ def export(task: Task[Any], config: TrainingConfig, checkpoints: Checkpoints, em
             f"`output` (={config.run_dir}) must take the model, and does not: {one_line(error)}; `--resume` writes it"
             " once there is room"
         ) from error
-    logger.info("%s written: the weights of step %d", model_dir, step_of(path))
-
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The accelerator of a run: its devices and processes come from `accelerate launch`."""
-    device = PartialState(cpu=config.cpu).device
-    assert device is not None
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = config.tf32
-    return Accelerator(
-        cpu=config.cpu,
-        mixed_precision=autocast_type(config.mixed_precision, device),
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(config.run_dir)),
-    )
+    logger.info("%s written: the weights of step %d", model_dir, step_of(checkpoint))
 
 
 def is_better(score: float | None, best: float | None) -> bool:
     """Whether a score (higher is better) is the best so far; one that is no finite number never is."""
     return score is not None and math.isfinite(score) and (best is None or score > best)
-
-
-def autocast_type(setting: str, device: torch.device) -> str:
-    """What `mixed_precision` means on a device: bf16 or no.
-
-    Raises:
-        KinemaError: bf16 is asked for, and the device does not compute in it.
-    """
-    if setting == "auto":
-        return "bf16" if computes_bf16(device) else "no"
-    if setting == "bf16" and not computes_bf16(device):
-        # Emulation is up to 80 times slower, and oneDNN's gives wrong gradients of convolutions (docs/decisions.md).
-        raise KinemaError(f"`mixed_precision` (=bf16) must be auto or no: this {device.type} has no bfloat16")
-    return setting
 
 
 def start_companion(companion: Companion | None, config: TrainingConfig, accelerator: Accelerator) -> Learner | None:
@@ -260,73 +369,9 @@ def start_companion(companion: Companion | None, config: TrainingConfig, acceler
     )
 
 
-class Clock:
-    """The time that a training has taken, and when it ends.
-
-    In several processes, the time of the first one counts for all: learning rates that follow it are the same
-    everywhere. They agree on it every few steps, so that the other steps need no word between processes.
-
-    Args:
-        accelerator: the processes.
-        config: has the limits.
-        state: gets the time.
-    """
-
-    _AGREE_EVERY = 8
-
-    def __init__(self, accelerator: Accelerator, config: TrainingConfig, state: TrainingState) -> None:
-        self._accelerator, self._config, self._state = accelerator, config, state
-        self._began, self._before = time.monotonic(), state.elapsed
-        self._stopped = False
-
-    def look(self, stop_asked: bool) -> tuple[bool, bool]:
-        """Whether the training has ended, and whether it is to stop before that; alike in all processes.
-
-        Args:
-            stop_asked: whether this process was asked to stop.
-        """
-        config, state = self._config, self._state
-        if self._accelerator.num_processes == 1:
-            self._stopped = stop_asked
-        elif state.step % self._AGREE_EVERY == 0 or state.step >= config.num_steps:
-            own = [float(stop_asked), self._now() if self._accelerator.is_main_process else 0.0]
-            told: Any = self._accelerator.reduce(
-                torch.tensor(own, device=self._accelerator.device, dtype=torch.float64), "sum"
-            )
-            stops, state.elapsed = told.tolist()
-            self._stopped = stops > 0
-        out_of_time = config.max_minutes is not None and state.elapsed >= 60 * config.max_minutes
-        return state.step >= config.num_steps or out_of_time, self._stopped
-
-    def advance(self) -> None:
-        """A step was taken."""
-        if self._accelerator.num_processes == 1:
-            self._state.elapsed = self._now()
-
-    def _now(self) -> float:
-        return self._before + time.monotonic() - self._began
-
-
-def progress(state: TrainingState, config: TrainingConfig) -> float:
-    """Part of the training done, in [0, 1], as the schedule counts it."""
-    if config.schedule_on == "minutes":
-        assert config.max_minutes is not None
-        return min(1.0, state.elapsed / (60 * config.max_minutes))
-    return min(1.0, state.step / config.num_steps)
-
-
 def show_bar(accelerator: Accelerator) -> bool:
     """Progress bars are for terminals."""
     return accelerator.is_main_process and sys.stderr.isatty()
-
-
-def time_left(state: TrainingState, config: TrainingConfig, seconds_per_step: float) -> str:
-    """Time until the end of the run, as text."""
-    seconds = (config.num_steps - state.step) * seconds_per_step
-    if config.max_minutes is not None:
-        seconds = min(seconds, 60 * config.max_minutes - state.elapsed)
-    minutes = max(0, round(seconds / 60))
-    return f"{minutes // 60}:{minutes % 60:02d} h left"
 
 
 def format_numbers(numbers: dict[str, float]) -> str:

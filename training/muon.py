@@ -7,6 +7,7 @@ the root mean square of AdamW's (arXiv 2502.16982, eq. 4), so that one learning 
 Shapes: k matrices of one shape, m rows, n columns.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.optim.adamw import adamw
 
 from kinema.machine import computes_bf16
 from kinema.training.foreach import foreach_add_, foreach_copy_, foreach_mul_, in_chunks
+from kinema.training.sharding import local, on_whole
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _UPDATE_RMS = 0.2
@@ -45,8 +47,9 @@ def orthogonalize(matrices: Float[Tensor, "*k m n"], steps: int = 5) -> Float[Te
 class Muon(torch.optim.Optimizer):
     """Groups with ``muon=True`` hold matrices and kernels (flattened after the first axis); others are AdamW's.
 
-    Matrices of one shape are updated together. A tensor `found_inf`, as torch's fused optimizers have it, makes a step
-    leave weights and state as they are where it is 1, without the host knowing.
+    Matrices of one shape are updated together; where weights are split over processes, each orthogonalizes a share of
+    the matrices. A tensor `found_inf`, as torch's fused optimizers have it, makes a step leave weights and state as
+    they are where it is 1, without the host knowing.
 
     Args:
         params: parameter groups, each with `muon` and optionally `weight_decay`.
@@ -82,8 +85,8 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        held = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = torch.stack([parameter.grad for parameter in parameters])  # pyright: ignore[reportArgumentType]
+        held = [local(self.state[parameter]["momentum"]) for parameter in parameters]
+        gradients = torch.stack([_gradient(parameter) for parameter in parameters])
         taken: Tensor | float = 1.0
         if self.found_inf is not None:
             # What is not finite would spread through a product with 0.
@@ -91,11 +94,13 @@ class Muon(torch.optim.Optimizer):
             taken = 1 - self.found_inf
         momenta = torch.stack(held).lerp_(gradients, (1 - group["momentum"]) * taken)
         foreach_copy_(held, momenta.unbind())
-        directions = orthogonalize(gradients.lerp(momenta, group["momentum"]).flatten(2))
-        scale = _UPDATE_RMS * max(directions.shape[1:]) ** 0.5
-        updates = (directions * (-group["lr"] * scale * taken)).view_as(gradients)
-        foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * taken)
-        foreach_add_(parameters, updates.unbind())
+        first = parameters[0]
+        directions = on_whole(gradients.lerp(momenta, group["momentum"]), first, _orthogonal)
+        scale = _UPDATE_RMS * max(first.shape[0], math.prod(first.shape[1:])) ** 0.5
+        updates = directions * (-group["lr"] * scale * taken)
+        weights = [local(parameter) for parameter in parameters]
+        foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * taken)
+        foreach_add_(weights, updates.unbind())
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -108,10 +113,10 @@ class Muon(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         beta1, beta2 = group["betas"]
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],  # pyright: ignore[reportArgumentType]
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(parameter) for parameter in parameters],
+            [_gradient(parameter) for parameter in parameters],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -124,6 +129,16 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return local(parameter.grad)
+
+
+def _orthogonal(stack: Tensor) -> Tensor:
+    """Of matrices, or of kernels as matrices."""
+    return orthogonalize(stack.flatten(2)).view_as(stack)
 
 
 def _stacks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -10,12 +10,14 @@ from torch.distributed.tensor import DTensor
 
 from kinema.training.config import TrainingConfig
 from kinema.training.muon import Muon
+from kinema.training.sharding import whole
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW for all, or Muon for the matrices and kernels of repeated blocks and AdamW for the rest.
 
-    What is one number a channel (biases, gains) does not decay.
+    What is one number a channel (biases, gains) does not decay. Weights that are split over processes (see `sharding`)
+    have AdamW as a part of `Muon`, which works on parts of them; torch's takes no flag for them that skips a step.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]
@@ -24,7 +26,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         chosen = [p for name, p in named if p.ndim >= 2 and (name in inner) == muon]
         groups.append({"params": chosen, "weight_decay": config.weight_decay, "muon": muon})
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "muon":
+    if config.optimizer == "muon" or any(isinstance(p, DTensor) for _, p in named):
         return Muon(groups, lr=config.learning_rate, betas=config.betas)
     return adamw(groups, config.learning_rate, config.betas)
 
@@ -49,9 +51,11 @@ class Learner:
         max_grad_norm: gradients with a larger norm are scaled down to it.
         accelerator: prepares both.
         prefix: of the names of its loss and gradient norm in the log.
+        prepares_model: whether accelerate copies the network to all processes and averages its gradients; not where its
+            weights are split over them.
 
     Attributes:
-        model: the network as accelerate prepared it.
+        model: the network as it computes in training.
         plain: the network itself.
         optimizer: the optimizer itself.
     """
@@ -65,10 +69,12 @@ class Learner:
         accelerator: Accelerator,
         *,
         prefix: str = "",
+        prepares_model: bool = True,
     ) -> None:
         self.accelerator, self.prefix = accelerator, prefix
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
-        self.model, self._optimizer = accelerator.prepare(module, optimizer)
+        self.model: nn.Module = accelerator.prepare(module) if prepares_model else module
+        self._optimizer: Any = accelerator.prepare(optimizer)
         self.plain: nn.Module = accelerator.unwrap_model(self.model)
         self.optimizer: torch.optim.Optimizer = self._optimizer.optimizer
 
@@ -99,7 +105,7 @@ class Learner:
             loss, terms = compute_loss(self.model)
         self.accelerator.backward(loss)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole(norm)
         taken = self._agree(torch.isfinite(loss.detach()) & torch.isfinite(norm), allowed)
         self.optimizer.found_inf = 1 - taken  # pyright: ignore[reportAttributeAccessIssue]  # fused optimizers read it
         self._optimizer.step()

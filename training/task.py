@@ -37,6 +37,10 @@ class Task(ABC, Generic[Batch]):
 
     model: nn.Module
     companion: Companion | None = None
+    processes_per_batch: int = 1
+    """Processes that take the same batch and the same random numbers: those that share its clips."""
+    splits_weights: bool = False
+    """Whether weights are split over the processes, see `sharding`."""
     score_name: str = "score"
     """What `evaluate`'s score is a score of; scores of another name are not compared with it."""
 

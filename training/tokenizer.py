@@ -25,13 +25,13 @@ from kinema.tokenizers.interface import pad_to_grid
 from kinema.tokenizers.published.loading import load_tokenizer as load_any
 from kinema.tokenizers.quantizers.usage import CodebookUsage
 from kinema.tokenizers.registry import make_tokenizer
+from kinema.training.accelerator import make_accelerator
 from kinema.training.config import TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.data.contents import data_contents
 from kinema.training.entry import run_program
 from kinema.training.latent_statistics import measure_latents
 from kinema.training.latents_cache import model_hash
-from kinema.training.loop import make_accelerator
 from kinema.training.loop import train as run_loop
 from kinema.training.losses.adversarial import Adversary, last_weight
 from kinema.training.losses.image_vae import ImageVAE

@@ -16,8 +16,8 @@ from kinema.errors import KinemaError
 from kinema.machine import computes_bf16
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
-from kinema.training import loop
 from kinema.training import tokenizer as tokenizer_training
+from kinema.training.accelerator import make_accelerator
 from kinema.training.checkpoint import read_state
 from kinema.training.config import TokenizerTrainingConfig, to_dict
 from kinema.training.losses.adversarial import Adversary
@@ -119,7 +119,7 @@ def test_gradients_reach_the_decoder_and_no_frozen_encoder(config, frames):
     """The adversarial loss alone, on clips and on images."""
     alone = dict(mse_weight=0.0, kl_weight=0.0, adversarial_adaptive=False, freeze_encoder=True)
     config = dataclasses.replace(config, **alone)
-    task = TokenizerTask(config, loop.make_accelerator(config), randomised(tiny()))
+    task = TokenizerTask(config, make_accelerator(config), randomised(tiny()))
     assert task.adversary is not None
     batch = torch.rand(2, 3, frames, 16, 16) * 2 - 1
     before, _ = losses_of(task, batch, 1)
@@ -147,7 +147,7 @@ def trained(decoder: nn.Module, frames: int) -> list[tuple[str, nn.Parameter]]:
 
 
 def test_discriminator_learns_to_tell_noise_from_clips(config):
-    task = TokenizerTask(config, loop.make_accelerator(config), tiny())
+    task = TokenizerTask(config, make_accelerator(config), tiny())
     adversary = Adversary(width=8, levels=2, lecam_weight=0.001)
     optimizer = torch.optim.AdamW(adversary.parameters(), lr=2e-3, betas=(0.5, 0.9))
     generator = torch.Generator().manual_seed(0)
@@ -242,7 +242,7 @@ def test_use_of_the_codebook_is_logged(config, tmp_path):
 
 
 def test_score_trades_psnr_for_lpips(config, monkeypatch):
-    task = TokenizerTask(config, loop.make_accelerator(config), tiny())
+    task = TokenizerTask(config, make_accelerator(config), tiny())
     psnr = task.evaluate(task.model)["score"]
     task.score_lpips = lambda *_: torch.tensor(0.25)
     numbers = task.evaluate(task.model)

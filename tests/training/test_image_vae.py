@@ -11,8 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
+from kinema.training.accelerator import make_accelerator
 from kinema.training.config import TokenizerTrainingConfig
-from kinema.training.loop import make_accelerator
 from kinema.training.losses.image_vae import ImageVAE
 from kinema.training.tokenizer import TokenizerTask
 

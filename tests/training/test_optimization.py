@@ -10,7 +10,7 @@ from torch import nn
 
 from kinema.errors import KinemaError
 from kinema.machine import computes_bf16
-from kinema.training import loop
+from kinema.training import accelerator, loop
 from kinema.training.config import TrainingConfig
 from kinema.training.ema import EMA
 from kinema.training.loop import make_optimizer
@@ -98,15 +98,15 @@ def test_muon_is_for_the_matrices_of_blocks_only():
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "no")])
 def test_precision_follows_what_the_device_computes_in(monkeypatch, native, precision):
-    monkeypatch.setattr(loop, "computes_bf16", lambda device: native)
-    assert loop.autocast_type("auto", torch.device("cpu")) == precision
-    assert loop.autocast_type("no", torch.device("cpu")) == "no"
+    monkeypatch.setattr(accelerator, "computes_bf16", lambda device: native)
+    assert accelerator.autocast_type("auto", torch.device("cpu")) == precision
+    assert accelerator.autocast_type("no", torch.device("cpu")) == "no"
 
 
 def test_emulated_precision_is_refused(monkeypatch):
-    monkeypatch.setattr(loop, "computes_bf16", lambda device: False)
+    monkeypatch.setattr(accelerator, "computes_bf16", lambda device: False)
     with pytest.raises(KinemaError, match=r"^`mixed_precision` \(=bf16\) must be auto or no: this cpu has no bfloat16"):
-        loop.autocast_type("bf16", torch.device("cpu"))
+        accelerator.autocast_type("bf16", torch.device("cpu"))
 
 
 def test_this_processor_multiplies_fast_in_what_it_says_to_compute_in():

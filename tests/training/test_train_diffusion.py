@@ -13,10 +13,10 @@ from transformers import T5Config, T5EncoderModel
 from kinema.errors import KinemaError
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import build_word_tokenizer
+from kinema.training.accelerator import make_accelerator
 from kinema.training.checkpoint import read_state
 from kinema.training.config import DiffusionTrainingConfig, from_dict
 from kinema.training.diffusion import DiffusionTask, epoch_order, load_pipeline, train
-from kinema.training.loop import make_accelerator
 
 
 @pytest.fixture

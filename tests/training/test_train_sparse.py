@@ -10,9 +10,9 @@ import torch
 from kinema.errors import KinemaError
 from kinema.generation.attention import PatternSchedule, SlidingTile, TileTopK
 from kinema.generation.pipeline import KinemaPipeline
+from kinema.training.accelerator import make_accelerator
 from kinema.training.config import DiffusionTrainingConfig
 from kinema.training.diffusion import DiffusionTask, train
-from kinema.training.loop import make_accelerator
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from kinema.generation.attention.patterns import DynamicPattern
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import diffusion as diffusion_training
+from kinema.training.accelerator import make_accelerator
 from kinema.training.checkpoint import TrainingState, read_state
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, TrainingConfig
 from kinema.training.diffusion import DiffusionTask
 from kinema.training.ema import EMA
-from kinema.training.loop import make_accelerator, start_companion
+from kinema.training.loop import start_companion
 from kinema.training.meter import Meter
 from kinema.training.optimization import Learner, make_optimizer
 from kinema.training.skipped import SkippedSteps
