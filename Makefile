@@ -21,7 +21,7 @@ help:
 	@echo "make fuzz       1,000 damaged files and odd words for the command line; SEED=1 COUNT=5000 for others"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
 	@echo "make embedded   train the embedded model anew, MINUTES=8 of training; OPTIONS='--sprites sprites/'"
-	@echo "make gpu-check  is kinema right and fast on this GPU? four minutes; tiny sizes on a CPU"
+	@echo "make gpu-check  is kinema right on this GPU, and how fast? four minutes; tiny sizes on a CPU"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
 	@echo "make clean      remove what building and testing left; the environment stays"

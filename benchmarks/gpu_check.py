@@ -1,11 +1,11 @@
-"""Is kinema right on this GPU, and as fast as it should be? Four minutes, for a card that is borrowed.
+"""Is kinema right on this GPU, and how fast? Four minutes, for a card that is borrowed.
 
     python benchmarks/gpu_check.py [--output runs/gpu-check] [--stages attention training ...] [--device cuda]
 
 Stages run one after the other, each with a time limit of its own in a process of its own, and go on when one fails.
 What a stage found stands in OUTPUT/results.json at once: a second call runs only what is missing or failed. It needs no
 network and no files but the repository, and neither PyAV, gradio nor xformers. It ends with a table and exits 1 where
-something is wrong. On a CPU everything is small, and says whether the script itself works.
+something is wrong. On a CPU the sizes are tiny: that tests the script.
 """
 
 import argparse

@@ -1,9 +1,11 @@
 """What `gpu_check.py` checks and measures, a function a stage."""
 
 import dataclasses
+import math
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -83,6 +85,11 @@ def exact_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference over the largest number."""
+    return float((found.double() - wanted).abs().max() / wanted.abs().max())
+
+
 def attention(device: torch.device, sizes: Sizes) -> Numbers:
     """Every backend, forward and backward, against float64 on the same device."""
     patterns = ("full", "spatial", "temporal", "radial", "sliding-tile:3x3x3,tile=2x8x8", "tile-top-k:k=2,tile=2x8x8")
@@ -93,7 +100,9 @@ def attention(device: torch.device, sizes: Sizes) -> Numbers:
                 for dtype in (torch.float32, torch.bfloat16):
                     rows += list(_backends(text, extra, dtype, device, sizes.grid))
     wrong = [row for row in rows if not row["right"]]
-    return {"ok": bool(rows) and not wrong, "checked": len(rows), "wrong": wrong}
+    checked = Counter(row["backend"] for row in rows)
+    idle = [name for name in BACKENDS if not checked[name] and not (name == "flex" and device.type == "cpu")]
+    return {"ok": not wrong and not idle, "checked": len(rows), "wrong": wrong, "never_ran": idle}
 
 
 def _backends(text: str, extra: int, dtype: torch.dtype, device: torch.device, grid: Grid) -> Iterator[Numbers]:
@@ -110,16 +119,17 @@ def _backends(text: str, extra: int, dtype: torch.dtype, device: torch.device, g
 
     wanted = run("masked", [x.double() for x in inputs])
     for name in BACKENDS:
-        what = f"{text}, {extra} extra tokens, {str(dtype).removeprefix('torch.')}, {name}"
+        what = f"{text}, {extra} extra tokens, {str(dtype).removeprefix('torch.')}"
+        row: Numbers = {"backend": name, "what": what}
         try:
             found = run(name, inputs)
         except BackendFailed as error:
-            yield {"what": what, "right": False, "why": str(error)[:200]}
+            yield row | {"right": False, "why": str(error)[:200]}
             continue
         except KinemaError:
             continue  # the backend says itself that it cannot
-        differences = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
-        yield {"what": what, "right": max(differences) <= _LIMITS[dtype], "differences": differences}
+        differences = [difference(a, b) for a, b in zip(found, wanted, strict=True)]
+        yield row | {"right": max(differences) <= _LIMITS[dtype], "differences": differences}
 
 
 def kernels(device: torch.device, sizes: Sizes) -> Numbers:
@@ -151,9 +161,7 @@ def kernels(device: torch.device, sizes: Sizes) -> Numbers:
                 rows.append({"what": what, "right": True, "why": f"does not run: {str(error)[:120]}"})
                 continue
             wanted = run(torch.float64, SDPBackend.MATH)
-            differences = [
-                float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)
-            ]
+            differences = [difference(a, b) for a, b in zip(found, wanted, strict=True)]
             rows.append({"what": what, "right": max(differences) <= 5e-2, "differences": differences})
     # A kernel that torch does not choose by itself is told where it is wrong, and is no error.
     chosen = [row for row in rows if row["what"].startswith(_DEFAULT)]
@@ -174,14 +182,14 @@ def tokenizers(device: torch.device, sizes: Sizes) -> Numbers:
         latents = there.encode(video.to(device)).latents
         again = there.decode(latents, *sizes.clip).sample.cpu()
         differences = {
-            "latents": float((latents.cpu() - wanted).abs().max() / wanted.abs().max()),
+            "latents": difference(latents.cpu(), wanted),
             "pixels": float((again - cpu.decode(wanted, *sizes.clip).sample).abs().max()),
         }
         with torch.autocast(device.type, dtype=torch.bfloat16):
             rounded = there.reconstruct(video.to(device)).float().cpu()
         seconds = timed(lambda: there.reconstruct(video.to(device)), device)
     error = float((rounded - again).square().mean())
-    ok = differences["latents"] <= 1e-3 and differences["pixels"] <= 1e-2 and error <= 5e-3
+    ok = differences["latents"] <= 1e-3 and differences["pixels"] <= 1e-2 and error <= 2.5e-3
     return {"ok": ok, **differences, "bf16_mse": error, "frames_per_second": sizes.clip[0] / seconds}
 
 
@@ -207,8 +215,8 @@ def training(device: torch.device, sizes: Sizes) -> Numbers:
         numbers = throughput.measure(config, steps, turns=2)
     peak = throughput.peak_of(device)
     numbers["mfu"] = throughput.mfu_of(numbers, peak)
-    finite = all(value is None or value == value for value in numbers.values())
-    return {"ok": finite and numbers["share"] > 0} | numbers | utilisation(device, sizes, peak)
+    numbers |= utilisation(device, sizes, peak)
+    return {"ok": all(value is None or math.isfinite(value) for value in numbers.values())} | numbers
 
 
 def utilisation(device: torch.device, sizes: Sizes, peak: float | None) -> Numbers:
@@ -255,7 +263,8 @@ def sparse(device: torch.device, sizes: Sizes) -> Numbers:
                 attention = partial(sparse_attention, pattern=pattern, grid=grid, order=name)
                 row[name] = dense_seconds * density / timed(partial(_attend, attention, given, backward), device)
             rows.append(row)
-    return {"ok": len(rows) == 8, "rows": rows}
+    # Gathering takes its time; an efficiency above dense attention's own means that the time of one of them is wrong.
+    return {"ok": all(0 < row[order] < 1.5 for row in rows for order in ("tile", "raster")), "rows": rows}
 
 
 def _attend(attention: Callable[..., Tensor], inputs: Any, backward: bool) -> None:
@@ -274,25 +283,25 @@ def generation(device: torch.device, sizes: Sizes) -> Numbers:
 
     prompts = ["a red car drives to the right in a snowy field"]
 
-    def latents(where: str) -> Tensor:
+    def latents(where: torch.device) -> Tensor:
         pipeline: Any = KinemaPipeline.from_pretrained(embedded_dir("toybox")).to(where)
         pipeline.set_progress_bar_config(disable=True)
         noise = torch.Generator().manual_seed(0)
         return pipeline(prompts, num_inference_steps=2, generator=noise, output_type="latent").frames.float().cpu()
 
     with exact_float32():
-        wanted, there = latents("cpu"), latents(device.type)
+        wanted, there = latents(torch.device("cpu")), latents(device)
     pipeline: Any = KinemaPipeline.from_pretrained(embedded_dir("toybox")).to(device)
     pipeline.set_progress_bar_config(disable=True)
     steps = pipeline.config["sample_steps"] if device.type != "cpu" else 2
     seconds = timed(lambda: pipeline(prompts * sizes.generated, num_inference_steps=steps), device, repeats=2)
-    difference = float((there - wanted).abs().max() / wanted.abs().max())
-    found = {"difference": difference, "seconds_per_clip": seconds / sizes.generated, "steps": steps}
-    return {"ok": difference <= 1e-2} | found
+    off = difference(there, wanted)
+    found = {"difference": off, "seconds_per_clip": seconds / sizes.generated, "steps": steps}
+    return {"ok": off <= 1e-2} | found
 
 
 def fvd(device: torch.device, sizes: Sizes) -> Numbers:
-    """FVD's features on the device and on the CPU, of an I3D with random weights where its own are not here."""
+    """FVD's features on the device and on the CPU, of an I3D with random weights."""
     from kinema.eval.networks.i3d import I3D
 
     torch.manual_seed(0)
@@ -302,8 +311,8 @@ def fvd(device: torch.device, sizes: Sizes) -> Numbers:
         wanted = network(clips)
         found = network.to(device)(clips.to(device)).cpu()
         seconds = timed(lambda: network(clips.to(device)), device)
-    difference = float((found - wanted).abs().max() / wanted.abs().max())
-    return {"ok": difference <= 1e-3, "difference": difference, "clips_per_second": len(clips) / seconds}
+    off = difference(found, wanted)
+    return {"ok": off <= 1e-3, "difference": off, "clips_per_second": len(clips) / seconds}
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:

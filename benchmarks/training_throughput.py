@@ -22,17 +22,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from kinema.flops import FlopCounter
-from kinema.training import diffusion
+from kinema.training import diffusion, loop
 from kinema.training.accelerator import make_accelerator
-from kinema.training.compilation import compile_blocks, save_memory
+from kinema.training.compilation import compile_blocks, set_checkpointing
 from kinema.training.config import DiffusionTrainingConfig
 from kinema.training.diffusion import DiffusionTask
+from kinema.training.meter import Meter
 from kinema.training.optimization import make_optimizer
 from kinema.training.presets import DIFFUSION_PRESETS
 from kinema.weights import embedded_dir
@@ -42,20 +44,32 @@ PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090":
 _WARM_UP = 3
 
 
-class Timed(DiffusionTask):
-    """Notes when each step ends."""
+class Timed(Meter):
+    """Notes when each step ends; what it says leaves out the steps that warm up."""
 
-    ends: list[float]
+    made: ClassVar["Timed"]
 
-    def num_clips(self, batch: Any) -> int:
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+        Timed.made = self
+
+    def end(self, num_clips: int) -> None:
+        super().end(num_clips)
         self.ends.append(time.perf_counter())
-        return super().num_clips(batch)
+        if len(self.ends) == _WARM_UP:
+            self.reset()
+
+    def means(self) -> dict[str, float]:
+        self.said = super().means()
+        self.read_at = time.perf_counter()
+        return self.said
 
 
 def bare_loop(task: DiffusionTask, config: DiffusionTrainingConfig, device: torch.device) -> Callable[[], object]:
     """A step of the bare loop."""
     model = task.model.to(device).train()
-    save_memory(model, config)
+    set_checkpointing(model, config)
     compile_blocks(model, config.compile, device)
     optimizer = make_optimizer(model, config)
     batch = {name: value.to(device) for name, value in task.batch(0).items()}
@@ -86,11 +100,12 @@ def measure(config: DiffusionTrainingConfig, steps: int, turns: int) -> dict[str
         config, num_steps=steps + _WARM_UP, warmup_steps=1, eval_every=10**6, sample_every=10**6, save_every=10**6,
         log_every=steps + _WARM_UP, validation_clips=0, num_samples=0, cache_dir=runs / "cache",
     )  # fmt: skip
-    device = make_accelerator(config).device
+    accelerator = make_accelerator(config)
+    device = accelerator.device
     bare: list[float] = []
     loop: list[float] = []
     waits: list[float] = []
-    task = DiffusionTask(config, make_accelerator(config))
+    task = DiffusionTask(config, accelerator)
     tflop = _flops(task, device) / 1e12
     step = bare_loop(task, config, device)
     for turn in range(turns):
@@ -115,7 +130,7 @@ def measure(config: DiffusionTrainingConfig, steps: int, turns: int) -> dict[str
 
 
 def _times(step: Callable[[], Any], steps: int, device: torch.device) -> list[float]:
-    """Seconds of each step, by when it was handed over: as the loop's steps are timed, whole turns come out right."""
+    """Seconds of each step, timed at its launch like the loop's steps; the wait at the end is spread over them."""
     for _ in range(_WARM_UP):
         step()
     ends = [_now(device)]
@@ -139,22 +154,10 @@ def _now(device: torch.device) -> float:
 
 def _run_loop(config: DiffusionTrainingConfig) -> tuple[list[float], float]:
     """Seconds of each step of kinema's loop, and the share of them in which it waited for data."""
-    Timed.ends = []
-    numbers: dict[str, float] = {}
-    original, meter = diffusion.DiffusionTask, diffusion.run_loop.__globals__["Meter"]
-    read = meter.means
-
-    def means(self: Any) -> dict[str, float]:
-        found = read(self)
-        numbers.update(found, read_at=time.perf_counter())
-        return found
-
-    diffusion.DiffusionTask, meter.means = Timed, means  # type: ignore[misc]
-    try:
+    with patch.object(loop, "Meter", Timed):
         diffusion.train(config)
-    finally:
-        diffusion.DiffusionTask, meter.means = original, read  # type: ignore[misc]
-    return _durations(Timed.ends[_WARM_UP - 1 :], numbers["read_at"]), numbers["data_wait"]
+    meter = Timed.made
+    return _durations(meter.ends[_WARM_UP - 1 :], meter.read_at), meter.said["data_wait"]
 
 
 def _tokens(task: DiffusionTask) -> int:

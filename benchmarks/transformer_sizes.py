@@ -10,7 +10,7 @@ of the blocks, AdamW two), without activations.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,9 +33,9 @@ def build(name: str) -> Any:
         return VideoTransformer.from_preset(name, text_dim=TEXT[1])
 
 
-def bytes_in_training(model: Any, optimizer: str) -> int:
+def bytes_in_training(model: Any, optimizer: Literal["muon", "adamw"]) -> int:
     """Of weights, gradients, average and the optimizer's state, in float32."""
-    made = make_optimizer(model, TrainingConfig(preset="x", optimizer="muon" if optimizer == "muon" else "adamw"))
+    made = make_optimizer(model, TrainingConfig(preset="x", optimizer=optimizer))
     numbers = 0
     for group in made.param_groups:
         numbers += (4 if group.get("muon") else 5) * sum(p.numel() for p in group["params"])

@@ -3,7 +3,7 @@
 Used by training and by the pipeline alike. Shapes: b batch, z channels, t h w the latent grid, n tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -158,5 +158,4 @@ def sample_first_step_conditioning(
     noise = torch.randn(clean[:, :, :1].shape, generator=generator, device=draw.device).to(clean)
     given = interpolate(clean[:, :, :1], noise, (draw[1] * max_noise).to(clean.device))
     conditioning = Conditioning.first_steps(given, num_steps)
-    mask = conditioning.mask & is_given[:, None, None, None]
-    return Conditioning(latents=conditioning.latents, mask=mask, granularity="step")
+    return replace(conditioning, mask=conditioning.mask & is_given[:, None, None, None])

@@ -21,6 +21,7 @@ from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import TextFeatures
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.machine import readable
+from kinema.memory import out_of_memory_in_one_line
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import latent_shape
@@ -29,7 +30,7 @@ from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.contents import data_contents
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.entry import run_program
-from kinema.training.latents_cache import LatentsCache, cached_latents, folder_hash, model_hash
+from kinema.training.latents_cache import LatentsCache, cached_latents, clips_at_once, folder_hash, model_hash
 from kinema.training.loop import train as run_loop
 from kinema.training.presets import DIFFUSION_PRESETS, select_preset
 from kinema.training.record import STATISTICS, Contents, Record, check_data, check_depends
@@ -77,7 +78,8 @@ class DiffusionTask(Task[Batch]):
             self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips, start)
             self.text_hash = None if config.text_encoder is None else folder_hash(config.text_encoder)
             check_depends(config, "text_encoder", self.text_hash, start)
-            self.cache = self._cached_latents() if config.num_clips else None
+            with out_of_memory_in_one_line(f"clips (`shape` {config.shape})", "smaller clips make them fit"):
+                self.cache = self._cached_latents() if config.num_clips else None
         self.null_text = self.encode_text([""]).to(accelerator.device)
         torch.manual_seed(config.seed)
         floats = self.null_text.values.is_floating_point()
@@ -115,6 +117,8 @@ class DiffusionTask(Task[Batch]):
             self._encode,
             self.encode_text,
             self.vae.device,
+            at_once=clips_at_once(parse_shape(config.shape), self.vae.device),
+            max_length=config.text_max_length,
         )
 
     def depends_on(self) -> dict[str, Any]:

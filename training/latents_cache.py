@@ -10,6 +10,7 @@ runs may share a folder. A shard that is damaged is named and computed again.
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,8 +36,9 @@ SHARD_SIZE = 1024
 DEVICE_SHARE = 0.25
 """Part of a device's memory that kept latents may take."""
 _TEXT_MULTIPLE = 16
-_BATCH, _BATCH_ELSEWHERE = 32, 128
-"""Clips encoded at once on the CPU, and on other devices."""
+_PIXELS, _PIXELS_ELSEWHERE = 32 * 33 * 128**2, 128 * 33 * 128**2
+"""Of clips encoded at once on the CPU, and on other devices."""
+_MOST_CLIPS = 128
 _FORMAT = 2
 """Of the shards; 1 had no checksums."""
 
@@ -72,39 +74,52 @@ class LatentsCache:
     Args:
         shards: of `SHARD_SIZE` clips each, but the last; emptied, so that nothing is held twice.
         device: that trains.
+        max_length: columns of text that the model takes at most.
 
     Attributes:
         captions: the caption of each clip.
     """
 
-    def __init__(self, shards: list[Shard], device: torch.device | str = "cpu") -> None:
+    def __init__(self, shards: list[Shard], device: torch.device | str = "cpu", max_length: int | None = None) -> None:
         self.captions: list[str] = [caption for shard in shards for caption in shard.captions]
         self._lengths = torch.cat([_lengths(shard.mask) for shard in shards])
         longest = int(self._lengths.max())
-        shards = [shard._replace(text=_cut(shard.text, longest), mask=_cut(shard.mask, longest)) for shard in shards]
-        size = sum(tensor.nbytes for shard in shards for tensor in (shard.latents, shard.text, shard.mask))
+        size = sum(shard.latents.nbytes + longest * (shard.text[:, 0].nbytes + len(shard.mask)) for shard in shards)
         self._device = place_of(size, torch.device(device))
-        # A device works with texts of few lengths, so that what is compiled or chosen by length is so rarely.
+        # Padded to multiples of 16 on a GPU: kernels are compiled and chosen for few lengths.
         self._multiple = 1 if self._device.type == "cpu" else _TEXT_MULTIPLE
-        columns = -longest % self._multiple
-        self._latents = _joined([shard.latents for shard in shards], self._device)
-        self._text = _joined([_padded(shard.text, columns) for shard in shards], self._device)
-        self._mask = _joined([_padded(shard.mask, columns) for shard in shards], self._device)
+        self._max_length = max_length
+        columns = self._columns(longest)
+        latents, text, mask = ([shard[part] for shard in shards] for part in range(3))
+        shards.clear()
+        self._latents = _joined(latents, self._device, lambda part: part)
+        self._text = _joined(text, self._device, lambda part: _fit(part, columns))
+        self._mask = _joined(mask, self._device, lambda part: _fit(part, columns))
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    def _columns(self, length: int) -> int:
+        """Columns for texts of this length."""
+        columns = length + -length % self._multiple
+        return columns if self._max_length is None else min(columns, self._max_length)
+
     def __call__(self, indices: Int[Tensor, " b"] | Sequence[int]) -> tuple[Float[Tensor, "b z t h w"], TextFeatures]:
         """Latents (float32, as the tokenizer gives them) and text of some clips, where the cache lies."""
         chosen = torch.as_tensor(indices)
-        length = int(self._lengths[chosen].max())
-        length += -length % self._multiple
+        length = self._columns(int(self._lengths[chosen].max()))
         if self._device.type == "cuda":
             chosen = chosen.pin_memory()
         rows = chosen.to(self._device, non_blocking=True)
         text = TextFeatures(self._text.index_select(0, rows), self._mask.index_select(0, rows))
         text = TextFeatures(text.values[:, :length], text.mask[:, :length])
         return self._latents.index_select(0, rows).float(), text
+
+
+def clips_at_once(shape: tuple[int, int, int], device: torch.device) -> int:
+    """How many clips of a shape (frames, height, width) are encoded together: fewer of larger ones."""
+    pixels = _PIXELS if device.type == "cpu" else _PIXELS_ELSEWHERE
+    return max(1, min(_MOST_CLIPS, pixels // math.prod(shape)))
 
 
 def place_of(size: int, device: torch.device) -> torch.device:
@@ -120,22 +135,22 @@ def _lengths(mask: Tensor) -> Int[Tensor, " n"]:
     return (mask * columns).amax(1).clamp(min=1)
 
 
-def _cut(tensor: Tensor, columns: int) -> Tensor:
+def _fit(tensor: Tensor, columns: int) -> Tensor:
+    """Padded with zeros, or cut, to so many columns."""
     missing = columns - tensor.shape[1]
-    return _padded(tensor, missing) if missing > 0 else tensor[:, :columns]
+    if missing <= 0:
+        return tensor[:, :columns]
+    return torch.cat((tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])), dim=1)
 
 
-def _padded(tensor: Tensor, columns: int) -> Tensor:
-    return torch.cat((tensor, tensor.new_zeros(tensor.shape[0], columns, *tensor.shape[2:])), dim=1)
-
-
-def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
-    """One tensor of all rows, on the device; the parts are let go one by one."""
-    joined = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype, device=device)
+def _joined(parts: list[Tensor], device: torch.device, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """One tensor of all rows, changed, on the device; the parts are let go one by one."""
+    like = change(parts[0][:1])
+    joined = torch.empty(sum(map(len, parts)), *like.shape[1:], dtype=like.dtype, device=device)
     first = 0
     while parts:
         part = parts.pop(0)
-        joined[first : first + len(part)] = part
+        joined[first : first + len(part)] = change(part)
         first += len(part)
     return joined
 
@@ -148,6 +163,9 @@ def cached_latents(
     encode: Callable[[Tensor], Tensor],
     encode_text: Callable[[Sequence[str]], TextFeatures],
     device: torch.device | str = "cpu",
+    *,
+    at_once: int = 32,
+    max_length: int | None = None,
 ) -> LatentsCache:
     """The latents of clips 0 to `num_clips`, computed now where they are not there yet.
 
@@ -158,7 +176,9 @@ def cached_latents(
         make_clips: clips ``(b, 3, t, h, w)`` and captions by number.
         encode: latents ``(b, z, t', h', w')`` of clips.
         encode_text: text features of captions.
-        device: that encodes and trains.
+        device: that trains.
+        at_once: clips made and encoded together, see `clips_at_once`.
+        max_length: columns of text that the model takes at most.
 
     Raises:
         KinemaError: A shard cannot be written: the disk is full, say.
@@ -174,7 +194,7 @@ def cached_latents(
             file = folder / f"shard-{first // SHARD_SIZE:05d}.safetensors"
             shard = _read_shard(file, len(indices))
             if shard is None:
-                shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update, torch.device(device))
+                shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update, at_once)
                 _write_shard(file, shard)
                 computed += len(indices)
                 logger.info("latents of %d/%d clips computed", indices.stop, num_clips)
@@ -183,7 +203,7 @@ def cached_latents(
         _write_text(folder / "settings.json", json.dumps(described, indent=2) + "\n")
     else:
         logger.info("latents of %d clips reused from %s", num_clips, folder)
-    return LatentsCache(shards, device)
+    return LatentsCache(shards, device, max_length)
 
 
 def _compute_shard(
@@ -192,11 +212,10 @@ def _compute_shard(
     encode: Callable[[Tensor], Tensor],
     encode_text: Callable[[Sequence[str]], TextFeatures],
     advance: Callable[[int], object],
-    device: torch.device,
+    at_once: int,
 ) -> Shard:
     latents: list[Tensor] = []
     captions: list[str] = []
-    at_once = _BATCH if device.type == "cpu" else _BATCH_ELSEWHERE
     for first in range(indices.start, indices.stop, at_once):
         some = range(first, min(first + at_once, indices.stop))
         video, texts = make_clips(some)

@@ -26,7 +26,7 @@ from kinema.memory import out_of_memory_in_one_line
 from kinema.stopping import stop_signals
 from kinema.training.checkpoint import TrainingState, load_checkpoint, step_of
 from kinema.training.clock import Clock, progress, time_left
-from kinema.training.compilation import compile_blocks, save_memory
+from kinema.training.compilation import compile_blocks, set_checkpointing
 from kinema.training.config import TrainingConfig, save_config, to_dict
 from kinema.training.ema import EMA
 from kinema.training.folders import write_folder
@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = timedelta(days=7)
 """For an evaluation or a checkpoint of the first process. Steps keep the time-out of torch's process group."""
+
+_EVALUATION_REMEDIES = "fewer `validation_clips` or smaller clips make it fit"
 
 
 def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
@@ -129,8 +131,8 @@ class Trainer(Generic[Batch]):
         task, config, accelerator = self.task, self.config, self.accelerator
         splits = task.splits_weights and accelerator.num_processes > 1
         model = task.model if splits else task.model.to(self.device)  # splitting moves a part of it
-        self.ema = EMA(model, config.ema_decay)  # before the model is prepared, which replaces its `forward`
-        save_memory(model, config)
+        self.ema = EMA(model, config.ema_decay)  # copied before accelerate wraps `forward`
+        set_checkpointing(model, config)
         compile_blocks(model, config.compile, self.device)
         if splits:
             mesh = init_device_mesh(self.device.type, (accelerator.num_processes,))
@@ -183,7 +185,8 @@ class Trainer(Generic[Batch]):
             while True:
                 due = self._due(stop_asked())
                 if due.anything:
-                    self.skipped.finish()
+                    with self.meter.catching_up():
+                        self.skipped.finish()
                     self._look(due)
                 if due.stop:
                     break
@@ -208,7 +211,7 @@ class Trainer(Generic[Batch]):
         config, state = self.config, self.state
         improved = False
         if due.evaluate or due.sample:
-            with self._whole_average() as model:
+            with self._whole_average() as model, out_of_memory_in_one_line("the averaged model", _EVALUATION_REMEDIES):
                 if model is not None and due.evaluate:
                     improved = self._evaluate(model)
                 if model is not None and due.sample:
@@ -282,7 +285,8 @@ class Trainer(Generic[Batch]):
     def _log(self, bar: Any) -> None:
         """What the last steps gave, to TensorBoard and to the bar or the log."""
         config, state = self.config, self.state
-        self.skipped.finish()
+        with self.meter.catching_up():
+            self.skipped.finish()
         rate = self.learner.optimizer.param_groups[0]["lr"]
         numbers = self.meter.means() | self.task.numbers() | {"learning_rate": rate}
         numbers |= {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}

@@ -1,6 +1,8 @@
 """What the log says about the last steps: means of the losses, and time."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -45,6 +47,13 @@ class Meter:
         self._steps += 1
         self._clips += num_clips
         self._seconds += time.monotonic() - self._began
+
+    @contextmanager
+    def catching_up(self) -> Iterator[None]:
+        """Within it, the device finishes steps: time that belongs to them."""
+        began = time.monotonic()
+        yield
+        self._seconds += time.monotonic() - began
 
     def means(self) -> dict[str, float]:
         """Means since the last call; then starts anew.

@@ -21,16 +21,16 @@ from kinema.training.foreach import foreach_add_, foreach_copy_, foreach_mul_, i
 from kinema.training.sharding import local, on_whole
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
 _UPDATE_RMS = 0.2
 
 
 @torch.no_grad()
-def orthogonalize(matrices: Float[Tensor, "*k m n"], steps: int = 5) -> Float[Tensor, "*k m n"]:
+def orthogonalize(matrices: Float[Tensor, "*k m n"]) -> Float[Tensor, "*k m n"]:
     """About the nearest semi-orthogonal matrices: singular values end in 0.7..1.2 (a quintic Newton-Schulz iteration).
 
     Args:
         matrices: one, or several of one shape.
-        steps: of the iteration.
     """
     a, b, c = _NEWTON_SCHULZ
     x = matrices.bfloat16() if computes_bf16(matrices.device) else matrices.float()
@@ -38,7 +38,7 @@ def orthogonalize(matrices: Float[Tensor, "*k m n"], steps: int = 5) -> Float[Te
     x = x.mT if transposed else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     x = x.reshape(-1, *x.shape[-2:])
-    for _ in range(steps):
+    for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if transposed else x).reshape(matrices.shape).to(matrices.dtype)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
+from accelerate.utils import recursively_apply, send_to_device
 
 from kinema.training.task import Batch
 
@@ -51,18 +51,8 @@ class Prefetcher(Generic[Batch]):
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch (tensors in dictionaries, lists and tuples) on a device."""
-    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return send_to_device(batch, device, non_blocking=True)
 
 
 def _make_pinned(make: Callable[[int], Any], step: int) -> Any:
-    return _map(make(step), lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
-
-
-def _map(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {name: _map(value, change) for name, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(_map(value, change) for value in batch)
-    return batch
+    return recursively_apply(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory(), make(step))

@@ -63,7 +63,7 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The data of a step, on the CPU: a pure function, called from several threads."""
+        """The data of a step: a pure function, called from several threads."""
 
     @abstractmethod
     def num_clips(self, batch: Batch) -> int:
@@ -76,7 +76,7 @@ class Task(ABC, Generic[Batch]):
     def remedies(self, config: TrainingConfig) -> str:
         """What makes a step fit in memory that did not, as the end of a message."""
         checkpointing = "" if config.gradient_checkpointing else ", `gradient_checkpointing`"
-        half = "" if config.mixed_precision == "bf16" else ", `mixed_precision` bf16"
+        half = ", `mixed_precision` auto" if config.mixed_precision == "no" else ""
         return f"a smaller `batch_size`{checkpointing}{half} or smaller clips make it fit"
 
     def start_step(self, step: int) -> None:

@@ -3,10 +3,10 @@
 `METRICS` is the table of them. What needs torch is imported when it is first asked for.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, GenerationMetric, check_metrics
+from kinema.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from kinema.eval.generation.evaluate import evaluate_generation
@@ -28,8 +28,4 @@ __all__ = [
     "evaluate_generation",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, _EXPORTS)

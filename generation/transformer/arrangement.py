@@ -24,7 +24,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _uncompiled(attention: Attention) -> Attention:
-    """Attention that is left out where a block is compiled: backends compile what they compile themselves."""
+    """Attention that runs uncompiled inside a compiled block: backends compile for themselves."""
     wrapped: Any = torch.compiler.disable(attention)  # pyright: ignore[reportArgumentType]
     return wrapped
 

@@ -149,7 +149,7 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-def distinct_timesteps(timestep: Float[Tensor, "b ..."], grid: tuple[int, int, int]) -> Float[Tensor, "b g"]:
+def timestep_groups(timestep: Float[Tensor, "b ..."], grid: tuple[int, int, int]) -> Float[Tensor, "b g"]:
     """The timestep of each group of tokens, for which modulation is computed once.
 
     The shape says what shares a timestep; the values are not looked at, so that no device is waited for.

@@ -27,8 +27,8 @@ from kinema.generation.transformer.layers import (
     TextRefiner,
     TimestepEmbedding,
     VideoBlock,
-    distinct_timesteps,
     modulate,
+    timestep_groups,
 )
 from kinema.generation.transformer.presets import PRESETS
 from kinema.generation.transformer.rope import NUM_OCTAVES, grid_positions, place_features, rotary_table
@@ -193,7 +193,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         x = self.embed_patches(self._patchify(hidden_states))
         x = x + self.embed_places(place_features(grid, x.device).to(self.embed_places.weight.dtype))
         text, pooled = self.refine_text(encoder_hidden_states, text_mask)
-        modulation, modulation_out = self._modulations(distinct_timesteps(timestep, grid), pooled)
+        modulation, modulation_out = self._modulations(timestep_groups(timestep, grid), pooled)
         positions = tokens.put(grid_positions(grid, x.device), 0)
         rotary = rotary_table(positions, self._head_dim, self.config["rope_theta"])
 

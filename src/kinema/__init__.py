@@ -3,8 +3,9 @@
 The public names are re-exported lazily, so that ``import kinema`` (and ``kinema --help``) does not import torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kinema.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CausalVideoTokenizer", "KinemaPipeline", "VideoTransformer", "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'kinema' has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,18 @@ def lasting() -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode(False)
+
+
+def missing_compiler(device: "torch.device") -> str | None:
+    """Why torch cannot compile kernels for a device (cuda or cpu); None: as far as programs go, it can."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed or does not support this GPU"
+    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    if any(name and shutil.which(name) for name in names):
+        return None
+    return "no C++ compiler is found (the variable CXX may name one)"
 
 
 def computes_bf16(device: "torch.device") -> bool:

@@ -11,7 +11,7 @@ from transformers import T5Config, T5EncoderModel
 from kinema.errors import KinemaError
 from kinema.generation.text import TransformersTextEncoder, build_word_tokenizer
 from kinema.generation.transformer import layers, rope
-from kinema.generation.transformer.layers import attend, distinct_timesteps, modulate
+from kinema.generation.transformer.layers import attend, modulate, timestep_groups
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.generation.transformer.presets import PRESETS
 
@@ -132,7 +132,7 @@ def test_head_norm_is_rms_norm():
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3), (2, 12)])
 def test_the_shape_of_timesteps_says_what_shares_one(shape):
     timestep = normal(*shape)
-    groups = distinct_timesteps(timestep, (3, 2, 2))
+    groups = timestep_groups(timestep, (3, 2, 2))
     assert groups.shape == (2, shape[1] if len(shape) > 1 else 1)
     assert torch.equal(groups.flatten(), timestep.flatten())
 

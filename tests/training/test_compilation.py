@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinema.generation.attention.backends.flex import find_compiler
+from kinema.machine import missing_compiler
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.holistic.model import HolisticVideoTokenizer
@@ -73,7 +73,7 @@ def test_a_tokenizer_computes_activations_again(kind, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="needs a C++ compiler")
 def test_compiled_blocks_learn_the_same(config, tmp_path):
     plain = trained(config, tmp_path, "plain")
     compiled = trained(config, tmp_path, "compiled", compile="on")
@@ -82,12 +82,12 @@ def test_compiled_blocks_learn_the_same(config, tmp_path):
 
 
 def test_without_a_compiler_blocks_run_as_they_are(config, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(compilation, "find_compiler", lambda: None)
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "no C++ compiler is found")
     plain = trained(config, tmp_path, "plain")
     with caplog.at_level(logging.WARNING):
         uncompiled = trained(config, tmp_path, "uncompiled", compile="on")
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
-        "`compile` (=on): blocks run uncompiled, no C++ compiler is found (the variable CXX may name one)"
+        "`compile` (=on): blocks run uncompiled, no C++ compiler is found"
     ]
     assert not [name for name in plain if not torch.equal(plain[name], uncompiled[name])]
 
@@ -96,11 +96,34 @@ def test_a_compiler_that_fails(monkeypatch, caplog):
     def failing(*_, **__):
         raise RuntimeError("cc1plus: error")
 
-    monkeypatch.setattr(compilation, "find_compiler", lambda: "/usr/bin/c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: None)
     monkeypatch.setattr(torch, "compile", failing)
     model = CausalVideoTokenizer(**TINY)
     assert not compile_blocks(model, "on", CPU)
     assert "a first compilation failed: cc1plus: error" in caplog.text
+
+
+def test_a_block_that_cannot_be_compiled_is_told_once(monkeypatch, caplog):
+    def failing(*_, **__):
+        raise RuntimeError("no kernel for this block")
+
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: None)
+    monkeypatch.setattr(compilation, "_failure", lambda _: None)
+    model: Any = torch.nn.Module()
+    model.compile_repeated_blocks = lambda dynamic: None
+    block = torch.compile(lambda x: x * 2, backend=failing, dynamic=False)
+    try:
+        assert compile_blocks(model, "on", CPU)
+        for size in (2, 3):
+            assert torch.equal(block(torch.ones(size)), torch.full((size,), 2.0))
+    finally:
+        torch._dynamo.reset()
+        torch._dynamo.config.suppress_errors = False
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 1
+    assert said[0].startswith("`compile`: some blocks run uncompiled, ")
+    assert "no kernel for this block" in said[0]
+    assert "\n" not in said[0]
 
 
 @pytest.mark.parametrize("setting", ["off", "auto"])

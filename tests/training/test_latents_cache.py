@@ -8,7 +8,15 @@ from kinema.generation.text import WordTextEncoder, build_word_tokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training import latents_cache
 from kinema.training.diffusion import epoch_order, shuffled
-from kinema.training.latents_cache import LatentsCache, Shard, cached_latents, folder_hash, model_hash, place_of
+from kinema.training.latents_cache import (
+    LatentsCache,
+    Shard,
+    cached_latents,
+    clips_at_once,
+    folder_hash,
+    model_hash,
+    place_of,
+)
 
 
 class World:
@@ -26,11 +34,10 @@ class World:
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     monkeypatch.setattr(latents_cache, "SHARD_SIZE", 4)
-    monkeypatch.setattr(latents_cache, "_BATCH", 3)
     encode_text = WordTextEncoder(build_word_tokenizer(["clip", "one"]))
 
     def build(world, settings, num_clips=10):
-        return cached_latents(tmp_path, settings, num_clips, world, lambda video: video * 2, encode_text)
+        return cached_latents(tmp_path, settings, num_clips, world, lambda video: video * 2, encode_text, at_once=3)
 
     return build
 
@@ -129,6 +136,21 @@ def test_on_a_device_texts_have_few_lengths(monkeypatch):
     latents, text = cache([6, 0, 4])
     assert latents.shape == (3, 2, 1, 1, 1)
     assert text.values.shape == text.mask.shape == (3, 16)
+    _, text = LatentsCache(shards_of(4, 3), "meta", max_length=5)([6, 0, 4])
+    assert text.values.shape == text.mask.shape == (3, 5)
+
+
+def test_shards_are_let_go():
+    shards = shards_of(4, 3)
+    LatentsCache(shards)
+    assert shards == []
+
+
+def test_fewer_large_clips_are_encoded_together():
+    assert clips_at_once((33, 128, 128), torch.device("cpu")) == 32
+    assert clips_at_once((1, 16, 16), torch.device("cuda")) == 128
+    assert clips_at_once((49, 480, 832), torch.device("cuda")) == 3
+    assert clips_at_once((301, 1080, 1920), torch.device("cpu")) == 1
 
 
 @pytest.mark.parametrize(("gigabytes", "place"), [(19, "cuda"), (21, "cpu")])

@@ -49,7 +49,7 @@ class CodebookUsage:
         return self._counts
 
     @torch.no_grad()
-    def update(self, indices: Int[Tensor, "..."], counts: Tensor | None = None) -> None:
+    def update(self, indices: Int[Tensor, "..."], taken: Tensor | None = None) -> None:
         """Counts the indices of a batch, of any shape.
 
         Indices on another device than the CPU are counted there, without a wait, where the codebook is not huge; that
@@ -57,7 +57,7 @@ class CodebookUsage:
 
         Args:
             indices: of codes.
-            counts: whether the batch counts, one boolean on the device of the indices; None: it does.
+            taken: whether the batch counts, one boolean on the device of the indices; None: it does.
 
         Raises:
             KinemaError: an index lies outside the codebook.
@@ -65,9 +65,9 @@ class CodebookUsage:
         if indices.numel() == 0:
             return
         if not readable(indices) and self.codebook_size <= _DENSE_SIZE:
-            self._update_dense(indices.flatten().long(), counts)
+            self._update_dense(indices.flatten().long(), taken)
             return
-        if counts is not None and not bool(counts):
+        if taken is not None and not bool(taken):
             return
         codes, numbers = (x.cpu() for x in torch.unique(indices.long(), return_counts=True))
         low, high = int(codes[0]), int(codes[-1])
@@ -75,10 +75,10 @@ class CodebookUsage:
             raise KinemaError(f"`indices` (={low}..{high}) must lie in 0..{self.codebook_size - 1}")
         self.add(codes, numbers)
 
-    def _update_dense(self, indices: Int[Tensor, " n"], counts: Tensor | None) -> None:
+    def _update_dense(self, indices: Int[Tensor, " n"], taken: Tensor | None) -> None:
         if self._dense is None:
             self._dense = torch.zeros(self.codebook_size, dtype=torch.long, device=indices.device)
-        one = torch.ones((), dtype=torch.long, device=indices.device) if counts is None else counts.long()
+        one = torch.ones((), dtype=torch.long, device=indices.device) if taken is None else taken.long()
         self._dense.scatter_add_(0, indices.clamp(0, self.codebook_size - 1), one.expand_as(indices))
 
     def _collect(self) -> None:

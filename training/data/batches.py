@@ -89,7 +89,9 @@ class TokenizerBatches:
                         frame_rates=config.frame_rates,
                     )
                 )
-        return torch.cat([part.to(self.device) for part in parts])
+        # Clips of files stay on the CPU, which pins them for their way to the device.
+        place = next((part.device for part in parts if part.device.type != "cpu"), torch.device("cpu"))
+        return torch.cat([part.to(place) for part in parts])
 
     def _toybox_clips(self, step: int, count: int, shape: tuple[int, int, int]) -> Tensor:
         most = max(round(self.config.batch_size * _volume(self.shapes[0]) / _volume(s)) for s in self.shapes) + 1

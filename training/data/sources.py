@@ -137,9 +137,10 @@ class CaptionedClips:
             assert isinstance(source, Toybox)
             batch = source.batch(some, self.device)
             clips.update(zip(some, zip(batch.video, batch.captions, strict=True), strict=True))
-        return torch.stack([clips[index][0].to(self.device) for index in indices]), [
-            clips[index][1] for index in indices
-        ]
+        # Clips of files stay on the CPU, which pins them for their way to the device.
+        place = self.device if toybox_indices else torch.device("cpu")
+        videos, captions = zip(*(clips[index] for index in indices), strict=True)
+        return torch.stack([video.to(place) for video in videos]), list(captions)
 
 
 def rate_of_data(sources: Iterable[Toybox | ClipsDataset]) -> float:

@@ -147,11 +147,13 @@ def run(
 
 
 def _train(config: TrainingConfig, train: Callable[[Any], Path]) -> None:
-    """Trains a stage, unless it is done."""
-    if (config.run_dir / "model" / "training_config.json").is_file():
+    """Trains a stage, unless it is done; one that was stopped has a model, too, and goes on."""
+    done = config.run_dir / "done"
+    if done.is_file():
         logger.info("%s is done", config.run_dir)
         return
     train(config)
+    done.touch()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/embedded"), help="folder of all stages (%(default)s)")
     parser.add_argument("--sprites", type=Path, help="pictures of the objects; else drawn shapes")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, all stages together (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=6.5, help="of training, all stages together (%(default)s)")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of each table of scores (%(default)s)")
     arguments = parser.parse_args(argv)
     shown = logging.StreamHandler()

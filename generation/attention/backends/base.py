@@ -126,12 +126,12 @@ class _Kept(Generic[Made]):
     Attributes:
         made: what was made.
         memory: the tensor that has the mask's memory, while it lives.
-        stand: where the mask stands in it, and how often it was written to.
+        view: where the mask stands in it, and how often it was written to.
     """
 
     made: Made
     memory: Callable[[], Tensor | None]
-    stand: tuple[Any, ...]
+    view: tuple[Any, ...]
 
 
 class CallCache(Generic[Made]):
@@ -153,8 +153,8 @@ class CallCache(Generic[Made]):
         kept = self._kept.get(layout, {}).get(call)
         if kept is None or (extra_mask is not None and extra_mask.is_inference()):
             return None
-        memory, stand = _where(extra_mask)
-        return kept.made if kept.memory() is memory and kept.stand == stand else None
+        memory, view = _view_of(extra_mask)
+        return kept.made if kept.memory() is memory and kept.view == view else None
 
     def put(self, layout: BlockLayout, call: tuple[Any, ...], extra_mask: Tensor | None, made: Made) -> None:
         """Keeps something for the next call like this one."""
@@ -162,13 +162,13 @@ class CallCache(Generic[Made]):
             return  # such tensors do not tell whether they were written to
         calls = self._kept.setdefault(layout, {})
         calls.pop(call, None)
-        memory, stand = _where(extra_mask)
-        calls[call] = _Kept(made, (lambda: None) if memory is None else ref(memory), stand)
+        memory, view = _view_of(extra_mask)
+        calls[call] = _Kept(made, (lambda: None) if memory is None else ref(memory), view)
         for other in list(calls)[: -self._most]:  # other threads may do the same
             calls.pop(other, None)
 
 
-def _where(mask: Tensor | None) -> tuple[Tensor | None, tuple[Any, ...]]:
+def _view_of(mask: Tensor | None) -> tuple[Tensor | None, tuple[Any, ...]]:
     """The tensor that has a mask's memory (blocks may slice the same one anew), and where the mask stands in it."""
     if mask is None:
         return None, ()

@@ -5,8 +5,6 @@ Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens
 
 import functools
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -22,7 +20,7 @@ from kinema.generation.attention.backends.base import Backend, BackendFailed, Ca
 from kinema.generation.attention.backends.gather import Gather
 from kinema.generation.attention.layout import BlockLayout
 from kinema.loading import one_line
-from kinema.machine import lasting
+from kinema.machine import lasting, missing_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +29,6 @@ _CHECK_LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _checked: dict[tuple[Any, ...], float] = {}
 """The differences of the CPU kernels of this process, by what they were compiled for and ran on."""
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler that torch's CPU kernels are compiled with; None: there is none."""
-    names = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 class Flex(Backend):
@@ -60,7 +52,7 @@ class Flex(Backend):
             return f"its CPU kernels do not compute in {query.dtype}"
         if torch.is_grad_enabled() and query.requires_grad:
             return "its CPU kernels have no backward pass"
-        return None if find_compiler() else "no C++ compiler is found (the variable CXX may name one)"
+        return missing_compiler(query.device)
 
     def slower(self, query: Tensor) -> str | None:
         return (
@@ -158,7 +150,7 @@ def _block_mask(
     layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
 ) -> BlockMask:
     """The layout with its extra tokens as tiles behind the others, in FlexAttention's terms; made once."""
-    call = (query.device, query.shape[2], None if extra_mask is None else len(query), extra_mask is None)
+    call = (query.device, query.shape[2], None if extra_mask is None else len(query))
     made = _block_masks.get(layout, call, extra_mask)
     if made is None:
         with lasting():

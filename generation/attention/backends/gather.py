@@ -171,7 +171,6 @@ class _Work:
         exists = valid[rows.keys % tiles].unsqueeze(1)  # r 1 c m
         if rows.rank is None or self.layout.mask is None:
             return exists.expand(-1, shape[2], -1, -1).reshape(shape)
-        assert rows.full is not None
         # What all rows see wholly needs no look at tiles, and what a tile of queries sees wholly none at tokens.
         whole = int(rows.full.min())
         rank, keys = rows.rank[:, :, whole:], rows.keys[:, whole:]

@@ -80,7 +80,7 @@ class TileTopK(DynamicPattern):
             scores = tile_means(query, order) @ tile_means(key, order).mT
             number = self.number(order)
             seen = pick(scores, number)
-            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=min(number, order.num_tiles))
+            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=number)
 
     def mask(
         self,

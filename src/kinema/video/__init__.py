@@ -5,12 +5,12 @@ Shapes: files and pictures are `t h w c` in uint8, models see `b c t h w` in [-1
 What needs PyAV is imported when it is first used: layouts of frames, and training on made clips, do without.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinema.images import opaque as opaque
 from kinema.images import read_image as read_image
 from kinema.images import write_image as write_image
+from kinema.lazy import lazy_exports
 from kinema.video.frames import contact_sheet as contact_sheet
 from kinema.video.frames import to_float as to_float
 from kinema.video.frames import to_uint8 as to_uint8
@@ -36,8 +36,4 @@ _NEEDS_AV = {
     "write_video": "writer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NEEDS_AV:
-        return getattr(importlib.import_module(f"{__name__}.{_NEEDS_AV[name]}"), name)
-    raise AttributeError(f"module 'kinema.video' has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, {name: f"{__name__}.{module}" for name, module in _NEEDS_AV.items()})

@@ -23,7 +23,7 @@ from kinema.generation.attention import (
     sparse_attention,
 )
 from kinema.generation.attention.backends import BackendFailed, flex
-from kinema.generation.attention.backends.flex import find_compiler
+from kinema.machine import missing_compiler
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ from kinema.generation.attention.backends.flex import find_compiler
 def test_flex_is_the_reference(pattern: Pattern, extra: int):
     """On a CPU some do not compile, and some are wrong, and it says so; a result that it gives is right."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not find_compiler():
+    if device == "cpu" and missing_compiler(torch.device("cpu")):
         pytest.skip("flex on a CPU needs a C++ compiler")
     grid = Grid(5, 17, 16)
     tensors = [
@@ -90,7 +90,7 @@ def test_block_mask_is_the_pattern(grid: Grid, make: Callable, extra: int, data:
     expected = reference(tensors, pattern, grid, extra, mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flex, "_compiled", lambda: by_block_mask)
-        patch.setattr(flex, "find_compiler", lambda: "c++")
+        patch.setattr(flex, "missing_compiler", lambda _: None)
         patch.setattr(flex, "_checked", {})
         out = sparse_attention(
             *tensors, pattern=pattern, grid=grid, num_extra_tokens=extra, backend="flex", extra_mask=mask
@@ -110,7 +110,7 @@ def compiled_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]
             return by_block_mask(query, key, value, block_mask) + error
 
         monkeypatch.setattr(flex, "_compiled", lambda: kernel)
-        monkeypatch.setattr(flex, "find_compiler", lambda: "c++")
+        monkeypatch.setattr(flex, "missing_compiler", lambda _: None)
         monkeypatch.setattr(flex, "_checked", {})
         return calls
 
