@@ -90,7 +90,7 @@ class LatentsCache:
         self._multiple = 1 if self._device.type == "cpu" else _TEXT_MULTIPLE
         self._max_length = max_length
         columns = self._columns(longest)
-        latents, text, mask = ([shard[part] for shard in shards] for part in range(3))
+        latents, text, mask = (list(parts) for parts in zip(*(shard[:3] for shard in shards), strict=True))
         shards.clear()
         self._latents = _joined(latents, self._device, lambda part: part)
         self._text = _joined(text, self._device, lambda part: _fit(part, columns))
