@@ -75,7 +75,7 @@ def assert_close(found: Path, expected: dict[str, torch.Tensor]) -> None:
 # One test: its processes take seconds to start.
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_that_share_clips_are_one(processes, tmp_path, config, fresh_accelerator):
-    results = launch(processes, tmp_path, replace(config, output=tmp_path / "run", context_parallel=2))
+    results = launch(processes, tmp_path, replace(config, output=tmp_path / "run", context_parallel=2, fsdp=True))
     assert results["cases"].keys() == sharing.CASES.keys()
     assert not {name: errors for name, errors in results["cases"].items() if max(errors.values()) > 1e-5}
     assert results["generated"] < 1e-5
