@@ -58,7 +58,7 @@ class TrainingConfig:
     """Seed of the weights, of the data and of the noise."""
 
     batch_size: int = 8
-    """Clips a step and process."""
+    """Clips a step and process (or group of processes that share clips)."""
     num_steps: int = 20_000
     """Optimizer steps of the whole training."""
     max_minutes: float | None = None
@@ -340,6 +340,9 @@ class DiffusionTrainingConfig(TrainingConfig):
     model."""
     attention: str | None = None
     """What tokens see, as `kinema attention patterns` lists (default: as the preset says, mostly all)."""
+    context_parallel: int = 1
+    """Processes that share the tokens of each clip (Ulysses), for clips that do not fit into one GPU: a part of all
+    processes, and of the heads. Only a step's work is shared; evaluations and samples are the first process' alone."""
     coarse_tile: tuple[int, int, int] | None = None
     """Tiles (t, h, w) of the gated coarse branch of VSA, beside any attention; default: no such branch."""
     anneal_every: int | None = None
@@ -379,6 +382,7 @@ class DiffusionTrainingConfig(TrainingConfig):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")
         for name in ("cache_short_side", "max_stride", "max_zoom_out", "text_max_length", "sample_steps"):
             _require(self, name, getattr(self, name) >= 1, "be at least 1")
+        _require(self, "context_parallel", self.context_parallel >= 1, "be at least 1")
         for name in ("uniform_fraction", "image_probability", "image_noise", "text_drop"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
         _require(self, "shift", self.shift is None or self.shift > 0, "be above 0")

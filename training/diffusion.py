@@ -19,6 +19,7 @@ from kinema.generation.conditioning import Conditioning, flow_inputs, sample_fir
 from kinema.generation.flow import flow_loss, loss_weight, sample_timesteps, shift_for_tokens
 from kinema.generation.pipeline import KinemaPipeline
 from kinema.generation.text import TextFeatures
+from kinema.generation.transformer.context_parallel import context_group
 from kinema.generation.transformer.model import VideoTransformer
 from kinema.machine import readable
 from kinema.memory import out_of_memory_in_one_line
@@ -60,7 +61,10 @@ class DiffusionTask(Task[Batch]):
         self.config = config
         self.splits_weights = config.fsdp
         self.autocast, self.precision = accelerator.autocast, accelerator.mixed_precision
-        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        group = context_group(config.context_parallel) if config.context_parallel > 1 else None
+        self.processes_per_batch = config.context_parallel
+        self.rank = accelerator.process_index // self.processes_per_batch
+        self.world_size = accelerator.num_processes // self.processes_per_batch
         self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
         if not self.vae.has_grid:
             kind = type(self.vae).__name__
@@ -89,6 +93,8 @@ class DiffusionTask(Task[Batch]):
         # A run that goes on has its weights in the checkpoint.
         first = config if start is None else replace(config, init_from=None)
         self.model: Any = start_model(first, in_channels=self.vae.latent_channels, **text)
+        if group is not None:
+            self.model.enable_context_parallel(group)
         self.annealed = annealed_pattern(config)
         self.share = 1.0  # of the key tiles that the model sees while it is annealed
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
@@ -233,7 +239,8 @@ class DiffusionTask(Task[Batch]):
         return {"score": -sum(means.values()) / 2} | means
 
     def _attend_as_saved(self, model: Any) -> None:
-        """While attention is annealed, scores and samples are those of the saved model's pattern, the last one."""
+        """Scores and samples are made in one process, and with the saved model's pattern while it is annealed."""
+        model.disable_context_parallel()
         if self.annealed is not None:
             model.set_attention(self.annealed)
 

@@ -104,11 +104,15 @@ class SelfAttention(nn.Module):
             query_key = apply_rotary(query_key, rotary)
         query, key = query_key.to(qkv.dtype).unbind(2)
         value = qkv[:, :, 2]
-        tokens = attention.tokens
+        tokens, share = attention.tokens, attention.share
+        if share is not None:
+            query, key, value = share.to_heads(query, key, value)
         out = attend(query, key, value, mask) if tokens is None else tokens(query, key, value)
+        out = out if share is None else share.to_tokens(out)
         if self.coarse_gate is not None and attention.coarse is not None:
             gate = self.coarse_gate(x).unflatten(2, (self.num_heads, -1))
-            out = out + gate * attention.coarse(query, key, value)
+            coarse = attention.coarse(query, key, value)
+            out = out + gate * (coarse if share is None else share.to_tokens(coarse))
         return self.out(out.flatten(2))
 
 

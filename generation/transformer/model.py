@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.cache_utils import CacheMixin
@@ -21,6 +22,7 @@ from kinema.errors import KinemaError
 from kinema.generation.attention import Pattern, PatternSchedule, as_schedule, check_backend, parse_patterns
 from kinema.generation.attention.grid import check_triple
 from kinema.generation.transformer.arrangement import Arrangement
+from kinema.generation.transformer.context_parallel import ContextParallel
 from kinema.generation.transformer.layers import (
     CrossAttention,
     SelfAttention,
@@ -107,6 +109,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self.out = nn.Linear(dim, self.out_channels * patch_volume)
 
         self.gradient_checkpointing = False
+        self._context_parallel: ContextParallel | None = None
         self.apply(_init_weights)
         self._init_identity()
 
@@ -150,6 +153,26 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         """What tokens see; None: all see all."""
         return self._attention
 
+    def enable_context_parallel(self, group: "dist.ProcessGroup") -> None:
+        """Lets the processes of a group share the tokens of each clip; text is computed by each of them.
+
+        From now on all of them call `forward` at the same time, with the same arguments, and all get the whole result.
+        Gradients, of weights and of arguments, are to be averaged over the group, as DDP does with those of weights.
+
+        Args:
+            group: the processes, for example `context_parallel.context_group(2)`.
+
+        Raises:
+            KinemaError: `num_heads` is no multiple of the group's size.
+        """
+        parallel = ContextParallel(group)
+        parallel.check_heads(self.config["num_heads"])
+        self._context_parallel = parallel
+
+    def disable_context_parallel(self) -> None:
+        """Each process computes whole clips again."""
+        self._context_parallel = None
+
     def _init_identity(self) -> None:
         """Zeroes what makes every branch, and the output, start at nothing (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
         cross_attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
@@ -188,7 +211,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         """
         grid = self.token_grid(hidden_states.shape[2:])
         text_mask = _all_true_if_none(encoder_attention_mask, encoder_hidden_states)
-        tokens = Arrangement.make(self._attention, grid, len(self.blocks), self._attention_backend, step, num_steps)
+        settings = self._attention, grid, len(self.blocks), self._attention_backend
+        tokens = Arrangement.make(*settings, step, num_steps, self._context_parallel)
 
         x = self.embed_patches(self._patchify(hidden_states))
         x = x + self.embed_places(place_features(grid, x.device).to(self.embed_places.weight.dtype))
@@ -197,7 +221,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         positions = tokens.put(grid_positions(grid, x.device), 0)
         rotary = rotary_table(positions, self._head_dim, self.config["rope_theta"])
 
-        x, modulation = tokens.put(x, 1), tokens.put_groups(modulation)
+        x, modulation, modulation_out = tokens.put(x, 1), *map(tokens.put_groups, (modulation, modulation_out))
         for layer, block in enumerate(self.blocks):
             arguments = (x, modulation, text, text_mask, rotary, tokens.attention(layer, self.coarse_tile))
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -205,9 +229,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             else:
                 x = block(*arguments)
 
-        x = tokens.back(x, 1)
         shift, scale = modulation_out.unbind(2)
-        sample = self._unpatchify(self.out(modulate(self.norm_out(x), shift, scale)), grid)
+        x = tokens.back(self.out(modulate(self.norm_out(x), shift, scale)))
+        sample = self._unpatchify(x, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def token_grid(self, latent_size: tuple[int, ...]) -> tuple[int, int, int]:

@@ -18,6 +18,11 @@ def launch(program: str, processes: int, *arguments: str, folder: Path) -> None:
     """
     file = folder / "program.py"
     file.write_text(program)
+    launch_file(file, processes, *arguments)
+
+
+def launch_file(file: Path | str, processes: int, *arguments: str) -> None:
+    """Runs a program in so many processes."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(file)]
     result = subprocess.run(
         [sys.executable, *command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False

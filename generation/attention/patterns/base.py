@@ -95,6 +95,16 @@ class Pattern(ABC):
         """Heads that the pattern is for; None: any number."""
         return None
 
+    def of_heads(self, heads: slice) -> "Pattern":
+        """The pattern of some of the heads, where they are computed apart from the others.
+
+        Raises:
+            KinemaError: the pattern is for a number of heads, and does not say what each of them sees.
+        """
+        if self.num_heads is not None:
+            raise KinemaError(f"`pattern` (={self.name}) must have `of_heads` for heads that are computed apart")
+        return self
+
     def check_heads(self, num_heads: int) -> None:
         """Raises an error where the pattern is for another number of heads."""
         if num_heads < 1:

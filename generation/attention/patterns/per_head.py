@@ -45,6 +45,9 @@ class PerHead(StaticPattern):
     def num_heads(self) -> int:
         return len(self.patterns)
 
+    def of_heads(self, heads: slice) -> "PerHead":
+        return PerHead(self.patterns[heads])
+
     def groups(self, grid: Grid) -> list[tuple[StaticPattern, list[int]]]:
         """Patterns on the same tiles as one pattern, and the heads that have it; those with the most heads first."""
         heads: dict[TokenOrder, list[int]] = {}

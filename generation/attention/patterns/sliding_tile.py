@@ -1,7 +1,7 @@
 """Sliding tile attention (STA, arXiv 2502.04507): a tile of queries sees a window of whole tiles around it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, cast
 
@@ -55,6 +55,9 @@ class SlidingTile(StaticPattern):
     @property
     def num_heads(self) -> int | None:
         return len(self.windows) if len(self.windows) > 1 else None
+
+    def of_heads(self, heads: slice) -> "SlidingTile":
+        return self if self.num_heads is None else replace(self, window=self.windows[heads])
 
     def order(self, grid: Grid) -> TokenOrder:
         return tile_order(grid, self.tile)
