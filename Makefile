@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow  the tests that take minutes, or a GPU"
 	@echo "make fuzz       1,000 damaged files and odd words for the command line; SEED=1 COUNT=5000 for others"
 	@echo "make benchmarks the tables of docs/benchmarks.md that need no videos: an hour or two"
-	@echo "make embedded   train the embedded model anew, MINUTES=8 of training; OPTIONS='--sprites sprites/'"
+	@echo "make embedded   train the embedded model anew, MINUTES=6.5 of training; OPTIONS='--sprites sprites/'"
 	@echo "make gpu-check  is kinema right on this GPU, and how fast? four minutes; tiny sizes on a CPU"
 	@echo "make lint       lint and types alone"
 	@echo "make format     let ruff put the code in order"
@@ -66,7 +66,7 @@ BENCHMARKS ?= tokenizer_speed tokenizer_streaming fvd_speed sparse_attention spa
 benchmarks: $(STAMP)
 	@for name in $(BENCHMARKS); do echo "# $$name"; $(PYTHON) benchmarks/$$name.py || exit 1; done
 
-MINUTES ?= 8
+MINUTES ?= 6.5
 embedded: $(STAMP)
 	@$(PYTHON) training/train_embedded.py --output runs/embedded --minutes $(MINUTES) $(OPTIONS)
 
