@@ -77,7 +77,7 @@ def bare_loop(task: DiffusionTask, config: DiffusionTrainingConfig, device: torc
 
     def step() -> Tensor:
         with task.autocast():
-            loss, _ = task.loss(model, batch, generator)
+            loss = task.loss(model, batch, generator).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
@@ -171,7 +171,7 @@ def _flops(task: DiffusionTask, device: torch.device) -> int:
     task.model.to(device)
     batch = {name: value.to(device) for name, value in task.batch(0).items()}
     with FlopCounter() as counter, task.autocast():
-        loss, _ = task.loss(task.model, batch, torch.Generator(device).manual_seed(0))
+        loss = task.loss(task.model, batch, torch.Generator(device).manual_seed(0)).total
         loss.backward()
     task.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()

@@ -1,7 +1,7 @@
 """Checkpoints: a folder each, complete or absent, with checksums; safetensors and JSON only.
 
     checkpoints/step-00001000/{model,ema,optimizer}.safetensors, state.json
-                              {companion,companion_optimizer}.safetensors  (of a network that trains beside the model)
+                              {discriminator,discriminator_optimizer}.safetensors  (adversarial training)
                               run.json, data.json, vocabulary/             (what the weights depend on, see `record`)
                               manifest.json                                (sizes and checksums of the others)
 
@@ -34,8 +34,8 @@ from kinema.training.sharding import gather, part_like, split_like
 
 logger = logging.getLogger(__name__)
 
-Companion = tuple[nn.Module, torch.optim.Optimizer]
-"""A network that trains beside the model, and its optimizer."""
+Adversary = tuple[nn.Module, torch.optim.Optimizer]
+"""A discriminator and its optimizer."""
 
 _FORMAT = 2
 """1, which no file states, had no manifest."""
@@ -150,7 +150,7 @@ class Checkpoints:
         ema: EMA,
         optimizer: torch.optim.Optimizer,
         state: TrainingState,
-        companion: Companion | None = None,
+        discriminator: Adversary | None = None,
         more: Callable[[Path], object] | None = None,
         *,
         writes: bool = True,
@@ -162,7 +162,7 @@ class Checkpoints:
             ema: its average.
             optimizer: of the model.
             state: where the training stands.
-            companion: what trains beside the model.
+            discriminator: of an adversarial training.
             more: writes more files into the folder that it is given.
             writes: whether this process writes; one does, and where weights are split over processes all must call.
 
@@ -171,7 +171,7 @@ class Checkpoints:
         """
 
         path = self.folder / f"step-{state.step:08d}"
-        tensors = _checkpoint_tensors(model, ema, optimizer, companion, keep=writes)
+        tensors = _checkpoint_tensors(model, ema, optimizer, discriminator, keep=writes)
         if not writes:
             return path
 
@@ -200,7 +200,7 @@ class Checkpoints:
         return path
 
     def load_last(
-        self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, companion: Companion | None = None
+        self, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, discriminator: Adversary | None = None
     ) -> TrainingState | None:
         """Puts the newest whole checkpoint into model, average and optimizer; None if there is no checkpoint.
 
@@ -208,7 +208,7 @@ class Checkpoints:
             KinemaError: See `newest` and `load_checkpoint`.
         """
         path = self.newest()
-        return None if path is None else load_checkpoint(path, model, ema, optimizer, companion)
+        return None if path is None else load_checkpoint(path, model, ema, optimizer, discriminator)
 
     def _ranked(self) -> list[Path]:
         """Evaluated checkpoints, the best first and the newer of two equal ones."""
@@ -275,9 +275,9 @@ def _damage_of_tensors(path: Path) -> str | None:
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, companion: Companion | None = None
+    path: Path, model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, discriminator: Adversary | None = None
 ) -> TrainingState:
-    """Puts a checkpoint into model, average and optimizer. A companion that it does not have starts anew.
+    """Puts a checkpoint into model, average and optimizer. A discriminator that it does not have starts anew.
 
     Raises:
         KinemaError: It is of another model or optimizer, or its files cannot be read.
@@ -286,9 +286,9 @@ def load_checkpoint(
         for module, name in ((model, "model"), (ema.model, "ema")):
             module.load_state_dict(split_like(load_file(path / f"{name}.safetensors"), module.state_dict()))
         load_optimizer_tensors(optimizer, load_file(path / "optimizer.safetensors"))
-        if companion is not None and (path / "companion.safetensors").is_file():
-            companion[0].load_state_dict(load_file(path / "companion.safetensors"))
-            load_optimizer_tensors(companion[1], load_file(path / "companion_optimizer.safetensors"))
+        if discriminator is not None and (path / "discriminator.safetensors").is_file():
+            discriminator[0].load_state_dict(load_file(path / "discriminator.safetensors"))
+            load_optimizer_tensors(discriminator[1], load_file(path / "discriminator_optimizer.safetensors"))
     except (RuntimeError, KeyError, ValueError, OSError, SafetensorError) as error:
         reason = one_line(error)
         raise KinemaError(f"`checkpoint` (={path}) must fit the model of this training: {reason}") from error
@@ -341,7 +341,7 @@ def _state_values(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_tensors(
-    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, companion: Companion | None, *, keep: bool
+    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, discriminator: Adversary | None, *, keep: bool
 ) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint by file; empty where this process does not keep those that it helps to gather."""
     files: dict[str, Mapping[str, Tensor]] = {
@@ -349,8 +349,9 @@ def _checkpoint_tensors(
         "ema": ema.model.state_dict(),
         "optimizer": optimizer_tensors(optimizer),
     }
-    if companion is not None:
-        files |= {"companion": companion[0].state_dict(), "companion_optimizer": optimizer_tensors(companion[1])}
+    if discriminator is not None:
+        module, its_optimizer = discriminator
+        files |= {"discriminator": module.state_dict(), "discriminator_optimizer": optimizer_tensors(its_optimizer)}
     return {name: gather(tensors, keep) for name, tensors in files.items()}
 
 

@@ -38,7 +38,7 @@ from kinema.training.record import STATISTICS, Contents, Record, check_data, che
 from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
-from kinema.training.task import Task
+from kinema.training.task import StepLoss, Task
 from kinema.training.text import load_pipeline, make_text_encoder, vocabulary_hash
 from kinema.training.tokenizer import load_tokenizer
 from kinema.video import to_uint8
@@ -171,7 +171,7 @@ class DiffusionTask(Task[Batch]):
     def numbers(self) -> dict[str, float]:
         return {} if self.annealed is None else {"attention_share": self.share}
 
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> StepLoss:
         """The velocity's squared error, at a random time of each clip (flow matching, arXiv 2209.03003)."""
         config = self.config
         clean = self._clean_latents(batch)
@@ -185,7 +185,7 @@ class DiffusionTask(Task[Batch]):
         dropped = torch.rand(len(clean), generator=generator, device=clean.device) < config.text_drop
         text = TextFeatures(batch["text"], batch["mask"]).drop(dropped, self.null_text)
         weight = loss_weight(t, config.loss_weighting)
-        return self._flow_loss(model, clean, noise, t, conditioning, text, weight), {}
+        return StepLoss(self._flow_loss(model, clean, noise, t, conditioning, text, weight), {})
 
     def _clean_latents(self, batch: Batch) -> Tensor:
         latents = batch["latents"] if "latents" in batch else self._encode(batch["video"])

@@ -47,28 +47,28 @@ from kinema.training.schedule import learning_rate_factor
 from kinema.training.seeds import derived_seed, step_generator
 from kinema.training.sharding import shard
 from kinema.training.skipped import SkippedSteps
-from kinema.training.task import Batch, Companion, Task
+from kinema.training.task import Batch, Discriminator, Task
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = timedelta(days=7)
-"""For an evaluation or a checkpoint of the first process. Steps keep the time-out of torch's process group."""
+"""How long other processes wait while the first one evaluates or saves. Steps keep the process group's time-out."""
 
 _EVALUATION_REMEDIES = "fewer `validation_clips` or smaller clips make it fit"
 
 
 def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
-    """Trains until `num_steps` or `max_minutes`; a run that was stopped goes on with `config.resume`.
+    """Train until `num_steps` or `max_minutes`; `config.resume` continues a stopped run.
 
-    The run's folder gets `config.json`, `logs/` (TensorBoard), `samples/`, `checkpoints/`, and at the end `model/` with
-    the averaged weights: those of the best evaluation, or the last where evaluations give no score.
+    Writes `config.json`, `logs/` (TensorBoard), `samples/` and `checkpoints/` to the run's folder, and finally
+    `model/`: the averaged weights of the best evaluation, or the last ones if evaluations give no score.
 
     Returns:
         The folder `model/`.
 
     Raises:
-        KinemaError: the checkpoint is not of this model, or the data is other data.
-        Stopped: a signal asked for it; the checkpoint and `model/` are written.
+        KinemaError: the checkpoint belongs to another model or other data.
+        Stopped: a signal stopped the run, after its checkpoint and `model/` were written.
     """
     trainer = Trainer(task, run, accelerator)
     with stop_signals() as stop_asked:
@@ -81,7 +81,7 @@ def train(task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> Path:
 
 @dataclass(frozen=True)
 class Due:
-    """What there is to do before the next step."""
+    """What to do before the next step."""
 
     evaluate: bool
     sample: bool
@@ -90,20 +90,20 @@ class Due:
 
     @property
     def anything(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether to evaluate, sample or save."""
         return self.evaluate or self.sample or self.save
 
 
 class Trainer(Generic[Batch]):
-    """One training: set up, steps with evaluations, samples and checkpoints between them, export.
+    """Sets up a run, trains, evaluates and saves between steps, and exports the result.
 
     Args:
-        task: what is trained.
-        run: its folder and settings.
+        task: model, data and loss.
+        run: folder and settings.
         accelerator: devices and processes.
 
     Raises:
-        KinemaError: the checkpoint is not of this model, or the data is other data.
+        KinemaError: the checkpoint belongs to another model or other data.
     """
 
     def __init__(self, task: Task[Batch], run: Run[Any], accelerator: Accelerator) -> None:
@@ -127,10 +127,10 @@ class Trainer(Generic[Batch]):
         self.skipped = SkippedSteps(self.state, self.config)
 
     def _make_learners(self) -> None:
-        """Model, average, optimizer, and what trains beside the model."""
+        """Set up model, EMA, optimizer and discriminator."""
         task, config, accelerator = self.task, self.config, self.accelerator
         splits = task.splits_weights and accelerator.num_processes > 1
-        model = task.model if splits else task.model.to(self.device)  # splitting moves a part of it
+        model = task.model if splits else task.model.to(self.device)  # sharding moves its own part
         self.ema = EMA(model, config.ema_decay)  # copied before accelerate wraps `forward`
         set_checkpointing(model, config)
         compile_blocks(model, config.compile, self.device)
@@ -142,25 +142,27 @@ class Trainer(Generic[Batch]):
         self.learner = Learner(
             model, optimizer, config.learning_rate, config.max_grad_norm, accelerator, prepares_model=not splits
         )
-        self.companion = start_companion(task.companion, config, accelerator)
-        self._trained = (self.learner.plain, self.ema, self.learner.optimizer)
-        self._beside = None if self.companion is None else (self.companion.plain, self.companion.optimizer)
+        self.discriminator = start_discriminator(task.discriminator, config, accelerator)
+        self._trained = (self.learner.unwrapped_model, self.ema, self.learner.optimizer)
+        self._adversary = None
+        if self.discriminator is not None:
+            self._adversary = self.discriminator.unwrapped_model, self.discriminator.optimizer
 
     def _first_state(self) -> TrainingState:
-        """Where the training stands at its start; the run's folder is ready once all processes have it."""
+        """Load the checkpoint, if any, and prepare the run's folder."""
         task, config, start = self.task, self.config, self.start
         state = TrainingState(score_name=task.score_name)
         if start is not None:
             check_model(task.model, start)
-            state = load_checkpoint(start.path, *self._trained, self._beside)
-        self._wait()  # the checkpoint fits, in all processes
+            state = load_checkpoint(start.path, *self._trained, self._adversary)
+        self._wait()  # nothing is written until the checkpoint has loaded in all processes
         if self.is_main:
             if start is not None:
                 log_changes(config, start)
                 self.checkpoints.set_aside_damaged()
             save_config(config, config.run_dir / "config.json")
             task.save_data_report(config.run_dir / "data_report.json")
-            size = sum(p.numel() for p in self.learner.plain.parameters())
+            size = sum(p.numel() for p in self.learner.unwrapped_model.parameters())
             where = f"{self.device} in {self.accelerator.num_processes} process(es)"
             logger.info("%s: %.2f M weights on %s, from step %d", config.preset, size / 1e6, where, state.step)
         if state.score_name != task.score_name:
@@ -170,10 +172,10 @@ class Trainer(Generic[Batch]):
         return state
 
     def run(self, stop_asked: Any) -> None:
-        """All steps, and what is due between them.
+        """Train to the end.
 
         Args:
-            stop_asked: says, when called, whether a signal asked for a stop.
+            stop_asked: returns whether a signal has asked the run to stop.
         """
         config, state = self.config, self.state
         self.learner.model.train()
@@ -207,7 +209,7 @@ class Trainer(Generic[Batch]):
         return Due(every(config.eval_every), every(config.sample_every), every(config.save_every) or stop, stop)
 
     def _look(self, due: Due) -> None:
-        """Evaluates, shows and saves; the first process works, the others wait."""
+        """Evaluate, sample and save in the first process, while the others wait."""
         config, state = self.config, self.state
         improved = False
         if due.evaluate or due.sample:
@@ -217,22 +219,22 @@ class Trainer(Generic[Batch]):
                 if model is not None and due.sample:
                     self._sample(model)
         if self._any(due.save or improved):
-            # A checkpoint whose weights were not trained with the new settings keeps those that it has.
+            # Before the first step, the weights were trained with the settings of the checkpoint they came from.
             unchanged = self.start is not None and state.step == self.first_step
             settings = self.start.config if self.start is not None and unchanged else to_dict(config)
             more = partial(write_more, self.task, settings)
-            self.checkpoints.save(*self._trained, state, self._beside, more, writes=self.is_main)
-        state.score = None  # it belongs to the weights of this step alone
+            self.checkpoints.save(*self._trained, state, self._adversary, more, writes=self.is_main)
+        state.score = None  # only checkpoints of evaluated weights have a score
         self._wait()
 
     @contextmanager
     def _whole_average(self) -> Iterator[Any]:
-        """The averaged model in the first process, None in the others."""
+        """Yield the averaged model in the first process, None in the others."""
         with self.ema.whole() as model:
             yield model if self.is_main else None
 
     def _evaluate(self, model: Any) -> bool:
-        """Evaluates the averaged model; returns whether it is the best so far."""
+        """Evaluate the averaged model; return whether it is the best so far."""
         state = self.state
         state.metrics = self.task.evaluate(model)
         state.score = state.metrics.get("score")
@@ -250,7 +252,7 @@ class Trainer(Generic[Batch]):
             save_samples(samples, self.config.run_dir / "samples", self.state.step, writer)
 
     def _step(self, batches: Prefetcher[Batch]) -> None:
-        """One step of the optimizers."""
+        """Take one step of model and discriminator."""
         task, config, state = self.task, self.config, self.state
         self.meter.start()
         batch = to_device(batches.next(), self.device)
@@ -259,17 +261,18 @@ class Trainer(Generic[Batch]):
         torch.manual_seed(derived_seed(config.seed, self.data_rank, state.step, "model"))
         generator = step_generator(config.seed, self.data_rank, state.step, "loss", self.device)
         task.start_step(state.step)
-        companion_taken = None
+        discriminator_taken = None
         with out_of_memory_in_one_line(f"`batch_size` (={config.batch_size})", task.remedies(config)):
-            terms, taken = self.learner.step(partial(task.loss, batch=batch, generator=generator), factor)
-            self.ema.update(self.learner.plain, taken)
-            self.meter.add(terms, taken)
-            if self.companion is not None and task.companion_trains():
-                terms, companion_taken = self.companion.step(task.companion_loss, factor, allowed=taken)
-                self.meter.add(terms, companion_taken)
+            result = self.learner.step(partial(task.loss, batch=batch, generator=generator), factor)
+            self.ema.update(self.learner.unwrapped_model, result.taken)
+            self.meter.add(result.terms, result.taken)
+            if self.discriminator is not None and task.trains_discriminator():
+                loss = partial(task.discriminator_loss, outputs=result.outputs)
+                terms, discriminator_taken, _ = self.discriminator.step(loss, factor, allowed=result.taken)
+                self.meter.add(terms, discriminator_taken)
         state.step += 1
         self.clock.advance()
-        self.skipped.add(state.step, taken, companion_taken)
+        self.skipped.add(state.step, result.taken, discriminator_taken)
         self.meter.end(task.num_clips(batch) * self.clips_factor)
 
     def _learning_rate_factor(self) -> float:
@@ -283,7 +286,7 @@ class Trainer(Generic[Batch]):
         )
 
     def _log(self, bar: Any) -> None:
-        """What the last steps gave, to TensorBoard and to the bar or the log."""
+        """Log the means since the last call to TensorBoard, and to the progress bar or the log."""
         config, state = self.config, self.state
         with self.meter.catching_up():
             self.skipped.finish()
@@ -297,25 +300,25 @@ class Trainer(Generic[Batch]):
             logger.info("step %d/%d, %s, %s", state.step, config.num_steps, format_numbers(numbers), left)
 
     def export(self, model_dir: Path) -> None:
-        """Writes `model/`: the weights of the best evaluation, or the last, with the settings they were trained with.
+        """Write `model/`: the best or last averaged weights, with the settings they were trained with.
 
         Raises:
-            KinemaError: it cannot be written.
+            KinemaError: the folder cannot be written.
         """
         with self._whole_average() as model:
             if model is not None:
                 export(self.task, self.config, self._best_weights(model), model, model_dir)
 
     def _best_weights(self, model: Any) -> Path:
-        """Puts the best weights into a model that has the last; returns their checkpoint."""
+        """Load the best weights, if any were scored, into the model; return the checkpoint that it then equals."""
         path = self.checkpoints.best_intact()
         if path is None:
-            return self.checkpoints.all()[-1]  # just written, of the weights as they are
+            return self.checkpoints.all()[-1]  # just saved
         model.load_state_dict(load_file(path / "ema.safetensors"))
         return path
 
     def _any(self, flag: bool) -> bool:
-        """Whether a flag is set in any process; they wait for the slowest."""
+        """Whether a flag is set in any process; waits for all of them."""
         if self._patient is None:
             return flag
         value = torch.tensor(float(flag))
@@ -323,22 +326,22 @@ class Trainer(Generic[Batch]):
         return bool(value > 0)
 
     def _wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self._patient is not None:
             dist.barrier(self._patient)
 
 
 def write_more(task: Task[Any], settings: dict[str, Any], folder: Path) -> None:
-    """Writes what the weights depend on into a checkpoint."""
+    """Write what the weights depend on into a checkpoint."""
     write_record(folder, settings, model_config(task.model), task.depends_on(), task.data_contents())
     task.save_vocabulary(folder / VOCABULARY)
 
 
 def export(task: Task[Any], config: TrainingConfig, checkpoint: Path, model: Any, model_dir: Path) -> None:
-    """Writes the folder `model/` with the settings that a checkpoint's weights were trained with.
+    """Write the folder `model/` with the settings of a checkpoint.
 
     Raises:
-        KinemaError: it cannot be written.
+        KinemaError: the folder cannot be written.
     """
     settings = read_record(checkpoint).config or to_dict(config)
 
@@ -357,27 +360,27 @@ def export(task: Task[Any], config: TrainingConfig, checkpoint: Path, model: Any
 
 
 def is_better(score: float | None, best: float | None) -> bool:
-    """Whether a score (higher is better) is the best so far; one that is no finite number never is."""
+    """Whether a finite score (higher is better) is the best so far."""
     return score is not None and math.isfinite(score) and (best is None or score > best)
 
 
-def start_companion(companion: Companion | None, config: TrainingConfig, accelerator: Accelerator) -> Learner | None:
-    """The task's companion, ready to train."""
-    if companion is None:
+def start_discriminator(
+    discriminator: Discriminator | None, config: TrainingConfig, accelerator: Accelerator
+) -> Learner | None:
+    """Return the learner of a task's discriminator, if it has one."""
+    if discriminator is None:
         return None
-    module = companion.module.to(accelerator.device).train()
-    optimizer = adamw(module.parameters(), companion.learning_rate, companion.betas)
+    module, rate = discriminator.module.to(accelerator.device).train(), discriminator.learning_rate
+    optimizer = adamw(module.parameters(), rate, discriminator.betas)
     optimizer.param_groups[0]["weight_decay"] = 0.0
-    return Learner(
-        module, optimizer, companion.learning_rate, config.max_grad_norm, accelerator, prefix=f"{companion.name}_"
-    )
+    return Learner(module, optimizer, rate, config.max_grad_norm, accelerator, prefix="discriminator_")
 
 
 def show_bar(accelerator: Accelerator) -> bool:
-    """Progress bars are for terminals."""
+    """Whether to show a progress bar: only on a terminal."""
     return accelerator.is_main_process and sys.stderr.isatty()
 
 
 def format_numbers(numbers: dict[str, float]) -> str:
-    """Numbers as text for a line of the log."""
+    """Format numbers for the log."""
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

@@ -1,7 +1,7 @@
-"""How a network takes one step: its optimizer, its learning rate, and what happens when a number is not finite."""
+"""One optimizer step of a network, skipped on the device if a loss or gradient is not finite."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,13 +11,14 @@ from torch.distributed.tensor import DTensor
 from kinema.training.config import TrainingConfig
 from kinema.training.muon import Muon
 from kinema.training.sharding import whole
+from kinema.training.task import StepLoss
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW for all, or Muon for the matrices and kernels of repeated blocks and AdamW for the rest.
+    """Create AdamW, or Muon for the matrices and kernels of repeated blocks with AdamW for the rest.
 
-    What is one number a channel (biases, gains) does not decay. Weights that are split over processes (see `sharding`)
-    have AdamW as a part of `Muon`, which works on parts of them; torch's takes no flag for them that skips a step.
+    Biases and gains (one number a channel) have no weight decay. Sharded weights (see `sharding`) always use the `Muon`
+    class, for its AdamW: torch's own cannot skip a step of sharded weights on the device (`found_inf`).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]
@@ -32,32 +33,45 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 def adamw(parameters: Any, learning_rate: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW, fused: one launch for many weights, and steps that the device itself leaves out (`found_inf`)."""
+    """Create fused AdamW: few kernel launches, and steps that the device can skip (`found_inf`)."""
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, fused=True)
 
 
 def _is_inner(name: str) -> bool:
-    """Whether a weight belongs to a repeated block: Muon is not for embeddings, heads and tables."""
+    """Whether a weight belongs to a repeated block; Muon is not meant for embeddings, output heads and tables."""
     return ("blocks." in name or "stages." in name) and not name.endswith("table")
 
 
+class StepResult(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        terms: the loss's terms, with `loss` and `grad_norm`.
+        taken: 1 if the step was taken, else 0; on the device.
+        outputs: those of the loss.
+    """
+
+    terms: dict[str, Tensor]
+    taken: Tensor
+    outputs: Any
+
+
 class Learner:
-    """A network in training.
+    """A network with its optimizer.
 
     Args:
         module: the network.
         optimizer: of its weights.
-        learning_rate: the highest.
-        max_grad_norm: gradients with a larger norm are scaled down to it.
-        accelerator: prepares both.
-        prefix: of the names of its loss and gradient norm in the log.
-        prepares_model: whether accelerate copies the network to all processes and averages its gradients; not where its
-            weights are split over them.
+        learning_rate: peak learning rate.
+        max_grad_norm: gradients are clipped to this norm.
+        accelerator: prepares network and optimizer.
+        prefix: prefix of the names of its loss and gradient norm in the log.
+        prepares_model: whether accelerate wraps the network (DDP); not for sharded weights.
 
     Attributes:
-        model: the network as it computes in training.
-        plain: the network itself.
-        optimizer: the optimizer itself.
+        model: the network, wrapped for training.
+        unwrapped_model: the network itself.
+        optimizer: the optimizer, unwrapped.
     """
 
     def __init__(
@@ -75,34 +89,31 @@ class Learner:
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
         self.model: nn.Module = accelerator.prepare(module) if prepares_model else module
         self._optimizer: Any = accelerator.prepare(optimizer)
-        self.plain: nn.Module = accelerator.unwrap_model(self.model)
+        self.unwrapped_model: nn.Module = accelerator.unwrap_model(self.model)
         self.optimizer: torch.optim.Optimizer = self._optimizer.optimizer
 
     def step(
         self,
-        compute_loss: Callable[[nn.Module], tuple[Tensor, dict[str, Tensor]]],
+        compute_loss: Callable[[nn.Module], StepLoss],
         factor: float,
         allowed: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of the optimizer.
+    ) -> StepResult:
+        """Take one optimizer step.
 
-        A loss or a gradient that is not finite, in any process, leaves network and optimizer as they were: weights
-        are not moved, and what the forward pass did to buffers (codebooks, running means) is undone. That is decided
-        on the device; the host does not wait for it.
+        If a loss or gradient is not finite in any process, the step is skipped in all of them: weights and optimizer
+        state stay, and changes of buffers by the forward pass (codebooks, running means) are undone. The device decides
+        this; the host does not synchronise.
 
         Args:
-            compute_loss: from the prepared network to the loss and terms to log.
-            factor: of the learning rate.
-            allowed: 0 where the step is not to be taken; None: it is.
-
-        Returns:
-            The terms with `loss` and `grad_norm`, and 1 where the step was taken, else 0.
+            compute_loss: maps the wrapped network to its loss.
+            factor: multiplies the peak learning rate.
+            allowed: scalar on the device, 0 to skip the step; None: take it.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        before = [buffer.clone() for buffer in self.plain.buffers()]
+        before = [buffer.clone() for buffer in self.unwrapped_model.buffers()]
         with self.accelerator.autocast():
-            loss, terms = compute_loss(self.model)
+            loss, terms, outputs = compute_loss(self.model)
         self.accelerator.backward(loss)
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
         norm = whole(norm)
@@ -111,12 +122,13 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for buffer, value in zip(self.plain.buffers(), before, strict=True):
+            for buffer, value in zip(self.unwrapped_model.buffers(), before, strict=True):
                 buffer.copy_(torch.where(taken > 0, buffer, value))
-        return terms | {f"{self.prefix}loss": loss.detach(), f"{self.prefix}grad_norm": norm}, taken
+        terms = terms | {f"{self.prefix}loss": loss.detach(), f"{self.prefix}grad_norm": norm}
+        return StepResult(terms, taken, outputs)
 
     def _agree(self, finite: Tensor, allowed: Tensor | None) -> Tensor:
-        """1 where the numbers of all processes are finite and the step is allowed, else 0."""
+        """Return 1 if the numbers are finite in all processes and the step is allowed, else 0."""
         taken = finite.float()
         if self.accelerator.num_processes > 1:
             taken = (self.accelerator.reduce(taken, "sum") >= self.accelerator.num_processes).float()  # pyright: ignore[reportOperatorIssue, reportAttributeAccessIssue]
@@ -124,7 +136,7 @@ class Learner:
 
 
 def process_mean(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:
-    """Takes a tensor to its mean over the processes; None where there is one process."""
+    """Return a function that averages a tensor over the processes; None for a single process."""
     if accelerator.num_processes == 1:
         return None
     mean: Any = lambda value: accelerator.reduce(value, reduction="mean")  # noqa: E731

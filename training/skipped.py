@@ -22,7 +22,7 @@ _LAG = 8
 class _Pending:
     step: int
     flags: Tensor
-    """On the CPU, once `ready`: whether the model's and the companion's step were taken."""
+    """On the CPU, once `ready`: whether the model's and the discriminator's step were taken."""
     ready: torch.cuda.Event | None
 
 
@@ -40,18 +40,18 @@ class SkippedSteps:
         self.state, self.config = state, config
         self._pending: deque[_Pending] = deque()
 
-    def add(self, step: int, taken: Tensor, companion_taken: Tensor | None) -> None:
+    def add(self, step: int, taken: Tensor, discriminator_taken: Tensor | None) -> None:
         """Notes a step.
 
         Args:
             step: its number, from 1.
             taken: 1 where the model's step was taken, else 0.
-            companion_taken: likewise of the companion; None where it had none.
+            discriminator_taken: likewise for the discriminator; None if it was not trained.
 
         Raises:
             KinemaError: too many steps in a row were left out.
         """
-        flags = torch.stack((taken, taken if companion_taken is None else companion_taken))
+        flags = torch.stack((taken, taken if discriminator_taken is None else discriminator_taken))
         ready = None
         if flags.device.type == "cuda":
             flags = torch.empty_like(flags, device="cpu", pin_memory=True).copy_(flags, non_blocking=True)
@@ -73,14 +73,14 @@ class SkippedSteps:
     def _count(self, pending: _Pending) -> None:
         if pending.ready is not None:
             pending.ready.synchronize()
-        model, companion = pending.flags.tolist()
+        model, discriminator = pending.flags.tolist()
         state, config, step = self.state, self.config, pending.step
-        if model and companion:
+        if model and discriminator:
             state.skipped_in_a_row = 0
             return
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
-        left_out = "the companion's step" if model else "it"
+        left_out = "the discriminator's step" if model else "it"
         logger.warning("step %d: %s was left out, its loss or gradient is not finite", step, left_out)
         if state.skipped_in_a_row >= config.max_skipped_steps:
             raise KinemaError(

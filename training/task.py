@@ -1,9 +1,9 @@
-"""What the training loop asks of that which it trains."""
+"""The interface between the training loop and what it trains."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,92 +16,104 @@ Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Companion:
-    """A network that trains beside the model, down a loss of its own: a discriminator.
+class Discriminator:
+    """A network trained in turns with the model, on a loss of its own.
 
     Attributes:
-        name: what the log calls it.
         module: the network.
-        learning_rate: the highest; it follows the model's schedule.
+        learning_rate: peak learning rate; it follows the model's schedule.
         betas: of its AdamW.
     """
 
-    name: str
     module: nn.Module
     learning_rate: float
     betas: tuple[float, float] = (0.5, 0.9)
 
 
+class StepLoss(NamedTuple):
+    """The result of a loss function.
+
+    Attributes:
+        total: the loss to minimise, a scalar.
+        terms: scalars to log.
+        outputs: what the discriminator's loss needs of this forward pass, detached; None if there is no discriminator.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    outputs: Any = None
+
+
 class Task(ABC, Generic[Batch]):
-    """What is trained: a model, its data and its loss."""
+    """A model to train, its data and its loss."""
 
     model: nn.Module
-    companion: Companion | None = None
+    discriminator: Discriminator | None = None
     processes_per_batch: int = 1
-    """Processes that take the same batch and the same random numbers: those that share its clips."""
+    """Number of processes that share each batch (context parallelism); they draw the same random numbers."""
     splits_weights: bool = False
-    """Whether weights are split over the processes, see `sharding`."""
+    """Whether to shard the weights over all processes (FSDP2), see `sharding`."""
     score_name: str = "score"
-    """What `evaluate`'s score is a score of; scores of another name are not compared with it."""
+    """What the score of `evaluate` measures; scores of different names are not compared."""
 
     def depends_on(self) -> dict[str, Any]:
-        """What the weights depend on beside settings, model and data, as JSON can hold it; checkpoints have it."""
+        """JSON-serialisable description of what else the weights depend on (a tokenizer, say); saved in checkpoints."""
         return {}
 
     def data_contents(self) -> Contents:
-        """What the data consists of, see `kinema.training.data.contents`; checkpoints have it."""
+        """The files and captions of the data, see `kinema.training.data.contents`; saved in checkpoints."""
         return {}
 
     def save_data_report(self, path: Path) -> None:
-        """Writes which files and captions are used and which are not, as JSON, if the task reads any."""
+        """Write a JSON report of the files and captions that are used or skipped."""
 
     def save_vocabulary(self, folder: Path) -> None:
-        """Writes the vocabulary that the weights belong to, if there is one, into a checkpoint."""
+        """Write the vocabulary of the model, if it has one, into a checkpoint."""
 
     def prepare(self) -> None:
-        """Sets up the model's first weights; not called when a training is resumed."""
+        """Initialise the weights; not called when a run is resumed."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The data of a step: a pure function, called from several threads."""
+        """Return the batch of a step. Must be a pure function: it is called from several threads."""
 
     @abstractmethod
     def num_clips(self, batch: Batch) -> int:
-        """Clips in a batch."""
+        """Return the number of clips in a batch."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and terms to log."""
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> StepLoss:
+        """Compute the loss of a batch."""
 
     def remedies(self, config: TrainingConfig) -> str:
-        """What makes a step fit in memory that did not, as the end of a message."""
+        """Suggest what would make a step fit in memory, as the end of an error message."""
         checkpointing = "" if config.gradient_checkpointing else ", `gradient_checkpointing`"
         half = ", `mixed_precision` auto" if config.mixed_precision == "no" else ""
         return f"a smaller `batch_size`{checkpointing}{half} or smaller clips make it fit"
 
     def start_step(self, step: int) -> None:
-        """A step begins: for what depends on its number."""
+        """Called before each step, with its number."""
 
-    def companion_loss(self, companion: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """The companion's loss on what the model's loss of this step has seen and made, and terms to log."""
-        raise NotImplementedError(f"{type(self).__name__} has a companion, and must say what its loss is")
+    def discriminator_loss(self, discriminator: nn.Module, outputs: Any) -> StepLoss:
+        """Compute the discriminator's loss from the `outputs` of this step's `loss`."""
+        raise NotImplementedError(f"{type(self).__name__} has a discriminator and must define its loss")
 
-    def companion_trains(self) -> bool:
-        """Whether the companion takes a step in this one."""
-        return self.companion is not None
+    def trains_discriminator(self) -> bool:
+        """Whether this step updates the discriminator."""
+        return self.discriminator is not None
 
     def numbers(self) -> dict[str, float]:
-        """What else to log, gathered since it was last asked for; called in all processes."""
+        """Further numbers to log, gathered since the last call; called in all processes."""
         return {}
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Numbers to log; `score`, if there, says which weights are best (higher is better)."""
+        """Return validation metrics; `score`, if present, selects the best weights (higher is better)."""
 
     @abstractmethod
     def sample(self, model: nn.Module) -> Samples | None:
-        """Clips that show what the model does now."""
+        """Return sample clips of the current model."""
 
     @abstractmethod
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes what users load."""
+        """Save the trained model as users load it."""

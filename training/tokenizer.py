@@ -43,7 +43,7 @@ from kinema.training.record import Contents, Record, check_data, check_depends
 from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
-from kinema.training.task import Companion, Task
+from kinema.training.task import Discriminator, StepLoss, Task
 from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class TokenizerTask(Task[Tensor]):
         if config.adversarial_weight:
             self.adversary = Adversary(config.discriminator_width, config.discriminator_levels, config.lecam_weight)
             rate = config.discriminator_learning_rate
-            self.companion = Companion(name="discriminator", module=self.adversary, learning_rate=rate)
+            self.discriminator = Discriminator(module=self.adversary, learning_rate=rate)
         with accelerator.main_process_first():  # it decodes the videos, the others find them in the cache
             ranks = accelerator.process_index, accelerator.num_processes
             self.batches = TokenizerBatches(config, *ranks, device=accelerator.device)
@@ -132,7 +132,7 @@ class TokenizerTask(Task[Tensor]):
             self.model.encoder.eval()
             self.model.quantizer.eval()
 
-    def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> StepLoss:
         config = self.config
         with check_values(readable(batch)):
             reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
@@ -161,8 +161,7 @@ class TokenizerTask(Task[Tensor]):
             total = total + getattr(config, f"{name}_weight") * value
         if self.usage is not None:
             self.usage.update(output.indices, torch.isfinite(total.detach()))  # what is not finite has no code
-        self.pair = (batch, reconstruction.detach())
-        return total, terms
+        return StepLoss(total, terms, outputs=(batch, reconstruction.detach()))
 
     def _pixel_loss(
         self, reconstruction: Tensor, batch: Tensor, generator: torch.Generator, terms: dict[str, Tensor]
@@ -179,14 +178,14 @@ class TokenizerTask(Task[Tensor]):
             total = total + config.lpips_weight * terms["lpips"]
         return total
 
-    def companion_trains(self) -> bool:
+    def trains_discriminator(self) -> bool:
         start = self.config.adversarial_start - self.config.discriminator_lead
         return self.adversary is not None and self.step >= start
 
-    def companion_loss(self, companion: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's, on the clips and reconstructions of the model's loss, in one pass."""
+    def discriminator_loss(self, discriminator: nn.Module, outputs: tuple[Tensor, Tensor]) -> StepLoss:
+        """The loss on clips and their reconstructions, in one pass."""
         assert self.adversary is not None
-        return self.adversary.loss(companion(torch.cat(self.pair)), self.average)
+        return StepLoss(*self.adversary.loss(discriminator(torch.cat(outputs)), self.average))
 
     def numbers(self) -> dict[str, float]:
         """Use of the codebook by all processes since the last line of the log."""

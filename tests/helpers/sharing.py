@@ -25,6 +25,7 @@ from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.training.config import DiffusionTrainingConfig, TrainingConfig, from_dict
 from kinema.training.diffusion import train
 from kinema.training.optimization import Learner, make_optimizer
+from kinema.training.task import StepLoss
 
 _WINDOWS = ((1, 1, 1), (3, 1, 1), (1, 1, 3), (3, 1, 3))
 
@@ -130,8 +131,8 @@ def compare(case: Case, accelerator: Accelerator, group: Any) -> dict[str, float
     return {"output": output, "gradient": errors[worst] / float(expected[worst].abs().max())}
 
 
-def _loss(inputs: tuple[Tensor, ...], target: Tensor, network: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    return (network(*inputs).sample - target).square().mean(), {}
+def _loss(inputs: tuple[Tensor, ...], target: Tensor, network: Any) -> StepLoss:
+    return StepLoss((network(*inputs).sample - target).square().mean(), {})
 
 
 def take_steps(optimizer: str, accelerator: Accelerator, sharing: int) -> dict[str, Tensor]:
@@ -148,7 +149,7 @@ def take_steps(optimizer: str, accelerator: Accelerator, sharing: int) -> dict[s
         clean, target = (torch.randn(4, 4, 3, 4, 5, generator=generator) for _ in range(2))
         t, text = torch.rand(4, 3, generator=generator) * 1000, torch.randint(3, 10, (4, 5), generator=generator)
         learner.step(partial(_loss, (clean[own], t[own], text[own]), target[own]), 1.0)
-    return {name: value.clone() for name, value in learner.plain.state_dict().items()}
+    return {name: value.clone() for name, value in learner.unwrapped_model.state_dict().items()}
 
 
 def refusals(group: Any, size: int) -> list[str]:

@@ -21,6 +21,7 @@ from kinema.training.accelerator import make_accelerator
 from kinema.training.checkpoint import read_state
 from kinema.training.config import TokenizerTrainingConfig, to_dict
 from kinema.training.losses.adversarial import Adversary
+from kinema.training.task import StepLoss
 from kinema.training.tokenizer import TokenizerTask, train
 
 NATIVE_BF16 = pytest.mark.skipif(
@@ -89,27 +90,27 @@ def test_resume_with_a_discriminator_is_bit_exact(config, tmp_path, settings, st
     train(dataclasses.replace(config, resume=True, **constant), tiny(settings))
     whole, resumed = checkpoint_files(tmp_path / "whole", 6), checkpoint_files(tmp_path / "run", 6)
     assert whole.keys() == resumed.keys()
-    assert {"model", "ema", "optimizer", "companion", "companion_optimizer"} == {k.split("/")[0] for k in whole}
+    assert {"model", "ema", "optimizer", "discriminator", "discriminator_optimizer"} == {k.split("/")[0] for k in whole}
     assert not [name for name in whole if not torch.equal(whole[name], resumed[name])]
-    assert whole["companion/num_updates"] == 5
+    assert whole["discriminator/num_updates"] == 5
     middle = checkpoint_files(tmp_path / "run", stop)
     moved = {k.split("/")[0] for k, v in middle.items() if not torch.equal(v, whole[k])}
-    assert moved >= {"model", "ema", "optimizer", "companion"}
+    assert moved >= {"model", "ema", "optimizer", "discriminator"}
 
 
 def test_a_run_without_a_discriminator_goes_on_with_one(config, tmp_path):
     """A new run from the tokenizer that the first made, and the same run with changed settings."""
     plain = dataclasses.replace(config, **PLAIN, num_steps=2)
     train(plain, tiny())
-    assert not list((tmp_path / "run").rglob("companion*"))
+    assert not list((tmp_path / "run").rglob("discriminator*"))
     train(dataclasses.replace(config, resume=True), tiny())
-    assert checkpoint_files(tmp_path / "run", 6)["companion/num_updates"] == 4
+    assert checkpoint_files(tmp_path / "run", 6)["discriminator/num_updates"] == 4
     start: Any = CausalVideoTokenizer.from_pretrained(tmp_path / "run/model")
     train(dataclasses.replace(config, output=tmp_path / "next", adversarial_start=0), start)
-    assert checkpoint_files(tmp_path / "next", 6)["companion/num_updates"] == 6
+    assert checkpoint_files(tmp_path / "next", 6)["discriminator/num_updates"] == 6
 
 
-def losses_of(task: TokenizerTask, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def losses_of(task: TokenizerTask, batch: torch.Tensor, step: int) -> StepLoss:
     task.start_step(step)
     return task.loss(task.model, batch, torch.Generator().manual_seed(0))
 
@@ -122,15 +123,16 @@ def test_gradients_reach_the_decoder_and_no_frozen_encoder(config, frames):
     task = TokenizerTask(config, make_accelerator(config), randomised(tiny()))
     assert task.adversary is not None
     batch = torch.rand(2, 3, frames, 16, 16) * 2 - 1
-    before, _ = losses_of(task, batch, 1)
+    before = losses_of(task, batch, 1).total
     assert before.item() == 0  # it has not started
-    loss, terms = losses_of(task, batch, 2)
+    losses = losses_of(task, batch, 2)
+    loss, terms = losses.total, losses.terms
     assert loss.item() == pytest.approx(0.1 * terms["adversarial"].item())
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in trained(task.model.decoder, frames))
     assert all(p.grad is None for p in task.model.encoder.parameters())
     assert all(p.grad is None for p in task.adversary.parameters())
-    task.companion_loss(task.adversary)[0].backward()
+    task.discriminator_loss(task.adversary, losses.outputs)[0].backward()
     assert all(p.grad is not None for p in task.adversary.parameters())
 
 
@@ -191,19 +193,18 @@ class Spoiled(TokenizerTask):
 
     def loss(self, model, batch, generator):
         spoiled = self.step in self.bad
-        total, terms = super().loss(model, batch * torch.nan if spoiled else batch, generator)
-        return total, terms
+        return super().loss(model, batch * torch.nan if spoiled else batch, generator)
 
-    def companion_loss(self, companion):
-        total, terms = super().companion_loss(companion)
-        return (total * torch.inf if self.step in self.bad_companion else total), terms
+    def discriminator_loss(self, discriminator, outputs):
+        loss = super().discriminator_loss(discriminator, outputs)
+        return loss._replace(total=loss.total * torch.inf) if self.step in self.bad_discriminator else loss
 
     bad: tuple[int, ...] = ()
-    bad_companion: tuple[int, ...] = ()
+    bad_discriminator: tuple[int, ...] = ()
 
 
 @pytest.mark.parametrize("settings", [TINY, VQ], ids=["kl", "vq"])
-@pytest.mark.parametrize("kind", ["bad", "bad_companion"])
+@pytest.mark.parametrize("kind", ["bad", "bad_discriminator"])
 def test_a_step_that_is_not_finite_is_left_out(config, monkeypatch, tmp_path, settings, kind):
     monkeypatch.setattr(tokenizer_training, "TokenizerTask", Spoiled)
     config = dataclasses.replace(config, save_every=1, keep_last=10, shapes=("5x16x16",), adversarial_start=0)
@@ -266,9 +267,9 @@ class Spoiled(tokenizer.TokenizerTask):
         spoiled = self.step == 2 and self.batches.rank == 1
         return super().loss(model, batch * torch.nan if spoiled else batch, generator)
 
-    def companion_loss(self, companion):
-        total, terms = super().companion_loss(companion)
-        return (total * torch.nan if self.step == 4 and self.batches.rank == 0 else total), terms
+    def discriminator_loss(self, discriminator, outputs):
+        loss = super().discriminator_loss(discriminator, outputs)
+        return loss._replace(total=loss.total * torch.nan) if self.step == 4 and self.batches.rank == 0 else loss
 
     def num_clips(self, batch):
         rows = [p.detach().flatten().double() for m in (self.model, self.adversary) for p in m.state_dict().values()]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kinema.errors import KinemaError
-from kinema.training.checkpoint import Checkpoints, Companion, TrainingState, damage_of, read_state
+from kinema.training.checkpoint import Adversary, Checkpoints, TrainingState, damage_of, read_state
 from kinema.training.ema import EMA
 from kinema.training.manifest import write_manifest
 from kinema.training.record import Record, read_record, write_record
@@ -29,7 +29,7 @@ def make(seed: int = 0):
     return model, ema, optimizer
 
 
-def companion() -> Companion:
+def discriminator() -> Adversary:
     model, _, optimizer = make(9)
     return model, optimizer
 
@@ -45,7 +45,7 @@ def save(folder: Path, *steps: int, scores: dict[int, float] | None = None, **op
     for step in steps:
         state = TrainingState(step=step, score=(scores or {}).get(step))
         model, ema, optimizer = make(step)
-        checkpoints.save(model, ema, optimizer, state, companion(), write_more)
+        checkpoints.save(model, ema, optimizer, state, discriminator(), write_more)
     return checkpoints
 
 
@@ -84,7 +84,7 @@ def replace_by_folder(file: Path) -> None:
 
 DAMAGES: list[Callable[[Path], None]] = [empty, cut, flip, flip_first, flip_last, grow, Path.unlink, replace_by_folder]
 FILES = (
-    *(f"{name}.safetensors" for name in ("model", "ema", "optimizer", "companion", "companion_optimizer")),
+    *(f"{name}.safetensors" for name in ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
     *("state.json", "run.json", "data.json", "vocabulary/tokenizer.json", "manifest.json"),
 )
 
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, cap
     assert "step-00000001" in line
     assert ("manifest.json" if name == "manifest.json" else name) in line
     assert len(line.splitlines()) == 1
-    state = checkpoints.load_last(*make(5), companion())
+    state = checkpoints.load_last(*make(5), discriminator())
     assert state is not None
     assert state.step == 1
     assert checkpoints.best() is None
@@ -232,12 +232,12 @@ def test_earlier_checkpoints_are_used_unless_they_cannot_be_read(tmp_path, name,
     save(tmp_path, 1, 2)
     for step in (1, 2):
         make_old(tmp_path / f"step-0000000{step}")
-    state = Checkpoints(tmp_path).load_last(*make(5), companion())
+    state = Checkpoints(tmp_path).load_last(*make(5), discriminator())
     assert state is not None
     assert state.step == 2
     damage(tmp_path / "step-00000002" / name)
     newest = Checkpoints(tmp_path).newest()
-    lost = name.startswith("companion") and damage is Path.unlink  # of those that may be missing
+    lost = name.startswith("discriminator") and damage is Path.unlink  # of those that may be missing
     assert newest == tmp_path / ("step-00000002" if lost else "step-00000001")
 
 

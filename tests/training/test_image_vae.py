@@ -52,7 +52,7 @@ def test_terms_of_the_first_frame(config, frames):
     torch.manual_seed(0)
     task = TokenizerTask(config, make_accelerator(config), CausalVideoTokenizer(**TINY))
     batch = torch.rand(2, 3, frames, 16, 20) * 2 - 1
-    total, terms = task.loss(task.model, batch, torch.Generator().manual_seed(0))
+    total, terms, _ = task.loss(task.model, batch, torch.Generator().manual_seed(0))
     vae: Any = AutoencoderKL.from_pretrained(config.image_vae)
     image = torch.cat([batch[:, :, 0], batch[:, :, 0, :, -1:].expand(-1, -1, -1, 4)], dim=3)  # to whole latents
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_training_brings_the_latents_nearer(config):
     values = []
     for _ in range(12):
         batch = task.batch(0)
-        loss, terms = task.loss(task.model, batch, torch.Generator().manual_seed(0))
+        loss, terms, _ = task.loss(task.model, batch, torch.Generator().manual_seed(0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from kinema.training.ema import EMA
 from kinema.training.checkpoint import optimizer_tensors
 from kinema.training.optimization import Learner, make_optimizer
 from kinema.training.sharding import gather, local, shard
+from kinema.training.task import StepLoss
 
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)
@@ -59,16 +60,17 @@ def steps(optimizer, splits, out):
             out = network(clean[mine], t[mine], text[mine]).sample
             spoiled = step == 2 and rank == size - 1
             total = (out - target[mine]).square().mean()
-            return (total * torch.nan if spoiled else total), {}
+            return StepLoss(total * torch.nan if spoiled else total, {})
 
-        terms, taken = learner.step(loss, 1.0)
+        _, taken, _ = learner.step(loss, 1.0)
         assert bool(taken) == (step != 2), "a step that is not finite in one process is left out in all"
-        ema.update(learner.plain, taken)
+        ema.update(learner.unwrapped_model, taken)
     with ema.whole() as averaged:
         assert (averaged is None) == (splits and rank > 0)
         if rank == 0:
             save_file({k: v.contiguous() for k, v in averaged.state_dict().items()}, out + ".ema")
-    for kind, tensors in (("model", learner.plain.state_dict()), ("optimizer", optimizer_tensors(learner.optimizer))):
+    states = {"model": learner.unwrapped_model.state_dict(), "optimizer": optimizer_tensors(learner.optimizer)}
+    for kind, tensors in states.items():
         tensors = gather(tensors, keep=rank == 0)
         if rank == 0:
             save_file(tensors, out + "." + kind)

@@ -21,7 +21,7 @@ from kinema.training.checkpoint import TrainingState, read_state
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, TrainingConfig
 from kinema.training.diffusion import DiffusionTask
 from kinema.training.ema import EMA
-from kinema.training.loop import start_companion
+from kinema.training.loop import start_discriminator
 from kinema.training.meter import Meter
 from kinema.training.optimization import Learner, make_optimizer
 from kinema.training.skipped import SkippedSteps
@@ -56,19 +56,20 @@ def one_step(task: Any, config: TrainingConfig) -> None:
     ema = EMA(task.model, config.ema_decay)
     optimizer = make_optimizer(task.model, config)
     learner = Learner(task.model, optimizer, config.learning_rate, config.max_grad_norm, accelerator)
-    companion = start_companion(task.companion, config, accelerator)
+    discriminator = start_discriminator(task.discriminator, config, accelerator)
     skipped, meter = SkippedSteps(TrainingState(), config), Meter()
     for step in range(2):  # the first may wait, for what is kept: the optimizers' state, plans of static patterns
         batch, generator = task.batch(step), torch.Generator().manual_seed(0)
         task.start_step(step)
         with no_waits() if step else nullcontext():
-            terms, taken = learner.step(partial(task.loss, batch=batch, generator=generator), 1.0)
-            ema.update(learner.plain, taken)
-            companion_taken = None
-            if companion is not None:
-                more, companion_taken = companion.step(task.companion_loss, 1.0, taken)
-                meter.add(more, companion_taken)
-            skipped.add(step + 1, taken, companion_taken)
+            terms, taken, outputs = learner.step(partial(task.loss, batch=batch, generator=generator), 1.0)
+            ema.update(learner.unwrapped_model, taken)
+            discriminator_taken = None
+            if discriminator is not None:
+                loss = partial(task.discriminator_loss, outputs=outputs)
+                more, discriminator_taken, _ = discriminator.step(loss, 1.0, taken)
+                meter.add(more, discriminator_taken)
+            skipped.add(step + 1, taken, discriminator_taken)
             meter.add(terms, taken)
     assert ema.num_updates == 2
 
@@ -122,8 +123,8 @@ class Spoiled(DiffusionTask):
         self.step = step
 
     def loss(self, model, batch, generator):
-        total, terms = super().loss(model, batch, generator)
-        return (total * torch.nan if self.step in self.bad else total), terms
+        loss = super().loss(model, batch, generator)
+        return loss._replace(total=loss.total * torch.nan) if self.step in self.bad else loss
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
