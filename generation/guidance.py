@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kinema.errors import KinemaError
 
 
@@ -42,6 +44,24 @@ class SamplerSettings:
         low, high = self.guidance_interval
         # A scheduler's float32 noise levels are off by an ulp, and by which depends on the processor.
         return self.guidance_scale > 1 and low < round(noise_level, 6) <= high
+
+
+def set_noise_levels(scheduler: Any, num_steps: int, device: Any = None) -> list[float]:
+    """Sets a flow-matching scheduler to a number of steps, evenly spaced before it shifts them.
+
+    Its own default would apply the shift to the last step twice.
+
+    Args:
+        scheduler: `FlowMatchEulerDiscreteScheduler`, or one of its kind.
+        num_steps: Steps of the sampler.
+        device: Where the scheduler computes.
+
+    Returns:
+        The noise levels at which steps begin, falling from 1, and the 0 at which the last one ends.
+    """
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist(), device=device)
+    scheduler.set_begin_index(0)
+    return scheduler.sigmas.tolist()
 
 
 def check_clip_settings(sample_size: Sequence[int], sample_fps: float) -> None:

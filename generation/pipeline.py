@@ -24,7 +24,7 @@ from kinema.errors import KinemaError
 from kinema.generation.conditioning import Conditioning
 from kinema.generation.flow import TIMESTEP_SCALE
 from kinema.generation.frames import OUTPUT_TYPES, Image, convert_video, images_for_prompts
-from kinema.generation.guidance import check_clip_settings, sampler_settings
+from kinema.generation.guidance import check_clip_settings, sampler_settings, set_noise_levels
 from kinema.generation.loading import check_parts, check_pipeline_folder
 from kinema.generation.prompts import PromptWarning, prompt_list, warn_of_prompts
 from kinema.generation.text import TextEncoder, TextFeatures, TransformersTextEncoder, WordTextEncoder
@@ -238,13 +238,10 @@ class KinemaPipeline(DiffusionPipeline):
         callback_tensors: Sequence[str],
     ) -> Float[Tensor, "b z t h w"]:
         """Follows the velocity from noise to clean latents; what is given stays in place."""
-        num_steps = self._settings.num_inference_steps
-        # Evenly spaced before the scheduler shifts them; its own default would apply the shift to the last one twice.
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist(), device=latents.device)
-        self.scheduler.set_begin_index(0)
-        self._num_timesteps = len(self.scheduler.timesteps)
         # Of all steps at once: a device is waited for one time.
-        is_guided = [self._settings.guides(noise_level) for noise_level in self.scheduler.sigmas.tolist()]
+        levels = set_noise_levels(self.scheduler, self._settings.num_inference_steps, latents.device)
+        is_guided = [self._settings.guides(noise_level) for noise_level in levels]
+        self._num_timesteps = len(self.scheduler.timesteps)
         latents = conditioning.impose(latents)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:  # pyright: ignore
             for step, timestep in enumerate(self.scheduler.timesteps):

@@ -13,6 +13,11 @@ fail() {
     exit 1
 }
 
+# Git on Windows writes links as text files unless it is told to make them.
+for area in tokenizers generation training eval apps; do
+    [ -d "src/kinema/$area" ] || fail "src/kinema/$area must be a link to $area: git config core.symlinks true, then clone again"
+done
+
 has_uv() {
     command -v uv > /dev/null 2>&1
 }

@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from kinema.errors import KinemaError
 from kinema.training.config_json import from_dict, save_config, to_dict
@@ -29,7 +29,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training has: where data and results are, how long, how fast, how often things are looked at."""
+    """What every training has: where data and results are, how long, how fast, how often things are looked at.
+
+    Attributes:
+        hidden: settings that no command line has: they are given otherwise.
+    """
+
+    hidden: ClassVar[tuple[str, ...]] = ("preset",)
 
     preset: str
     """Name of the model and of these default settings."""
@@ -310,7 +316,13 @@ class TokenizerTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionTrainingConfig(TrainingConfig):
-    """Training of a `VideoTransformer` on the latents of a tokenizer."""
+    """Training of a `VideoTransformer` on the latents of a tokenizer.
+
+    Attributes:
+        needs_shape: whether the clip size must be given here.
+    """
+
+    needs_shape: ClassVar[bool] = True
 
     tokenizer: Path | None = None
     """Folder of the trained tokenizer, for example `model` in the folder of its run."""
@@ -376,7 +388,8 @@ class DiffusionTrainingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_shape(self.shape)
+        if self.shape or self.needs_shape:
+            parse_shape(self.shape)
         _require(self, "fps", self.fps is None or _is_rate(self.fps), "be >= 0.001 and <= 1000")
         for name in ("num_clips", "validation_clips", "num_samples"):
             _require(self, name, getattr(self, name) >= 0, "be at least 0")

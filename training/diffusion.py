@@ -30,6 +30,7 @@ from kinema.training.accelerator import make_accelerator
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
 from kinema.training.data.contents import data_contents
 from kinema.training.data.sources import CaptionedClips
+from kinema.training.data.toybox.schema import Split
 from kinema.training.entry import run_program
 from kinema.training.latents_cache import LatentsCache, cached_latents, clips_at_once, folder_hash, model_hash
 from kinema.training.loop import train as run_loop
@@ -39,7 +40,7 @@ from kinema.training.run import open_run
 from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.task import StepLoss, Task
-from kinema.training.text import load_pipeline, make_text_encoder, vocabulary_hash
+from kinema.training.text import EncodeText, load_pipeline, make_text_encoder, vocabulary_hash
 from kinema.training.tokenizer import load_tokenizer
 from kinema.video import to_uint8
 
@@ -65,7 +66,7 @@ class DiffusionTask(Task[Batch]):
         self.processes_per_batch = config.context_parallel
         self.rank = accelerator.process_index // self.processes_per_batch
         self.world_size = accelerator.num_processes // self.processes_per_batch
-        self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
+        self.vae = self._make_tokenizer().to(accelerator.device).eval().requires_grad_(False)
         if not self.vae.has_grid:
             kind = type(self.vae).__name__
             raise KinemaError(f"`tokenizer` (={config.tokenizer}, a {kind}) must have latents on a grid")
@@ -73,26 +74,20 @@ class DiffusionTask(Task[Batch]):
         check_depends(config, "tokenizer", self.vae_hash, start)
         keep_statistics(self.vae, start)
         with accelerator.main_process_first():  # it computes what is kept, the others find it
-            self.clips = CaptionedClips(config, device=accelerator.device)
+            self.clips = self._make_clips("train")
             self.clips.check_captions()
             self.contents = data_contents(config.data, self.clips.sources, captions=True)
             check_data(config, self.contents, start)
             # From here on the rate is a number, and saved as one.
             self.config = config = replace(config, fps=self.clips.fps)
-            self.text_tokenizer, self.text_model, self.encode_text = make_text_encoder(config, self.clips, start)
+            self.text_tokenizer, self.text_model, self.encode_text = self._make_text_encoder(start)
             self.text_hash = None if config.text_encoder is None else folder_hash(config.text_encoder)
             check_depends(config, "text_encoder", self.text_hash, start)
+            self.null_text = self.encode_text([""]).to(accelerator.device)
             with out_of_memory_in_one_line(f"clips (`shape` {config.shape})", "smaller clips make them fit"):
                 self.cache = self._cached_latents() if config.num_clips else None
-        self.null_text = self.encode_text([""]).to(accelerator.device)
         torch.manual_seed(config.seed)
-        floats = self.null_text.values.is_floating_point()
-        text = (
-            {"text_dim": self.null_text.values.shape[-1]} if floats else {"text_vocab_size": len(self.text_tokenizer)}
-        )
-        # A run that goes on has its weights in the checkpoint.
-        first = config if start is None else replace(config, init_from=None)
-        self.model: Any = start_model(first, in_channels=self.vae.latent_channels, **text)
+        self.model: Any = self._make_model(start)
         if group is not None:
             self.model.enable_context_parallel(group)
         self.annealed = annealed_pattern(config)
@@ -101,30 +96,52 @@ class DiffusionTask(Task[Batch]):
         volume = torch.tensor(latent_shape(*parse_shape(config.shape), *ratios)).prod()
         num_tokens = int(volume) // int(torch.tensor(self.model.patch_size).prod())
         self.shift = config.shift if config.shift is not None else shift_for_tokens(num_tokens)
+        self.scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=self.shift)
+        self.sampler: dict[str, Any] = {}  # the pipeline's settings of the sampler, where they are not its defaults
         self.score_name = f"loss on {config.validation_clips} validation clips"
         self.validation_prompts: list[str] = []
         self.validation = self._validation_batch() if accelerator.is_main_process else None
 
-    def _cached_latents(self) -> LatentsCache:
-        config, values = self.config, to_dict(self.config)
-        assert config.tokenizer is not None
-        settings = {name: values[name] for name in _CLIP_SETTINGS} | {
+    def _make_tokenizer(self) -> LatentTokenizer:
+        return load_tokenizer(self.config.tokenizer)
+
+    def _make_clips(self, split: Split) -> CaptionedClips:
+        return CaptionedClips(self.config, split, self.vae.device)
+
+    def _make_text_encoder(self, start: Record | None) -> tuple[Any, Any, EncodeText]:
+        return make_text_encoder(self.config, self.clips, start)
+
+    def _make_model(self, start: Record | None) -> VideoTransformer:
+        is_ids = not self.null_text.values.is_floating_point()
+        text = (
+            {"text_vocab_size": len(self.text_tokenizer)} if is_ids else {"text_dim": self.null_text.values.shape[-1]}
+        )
+        # A run that goes on has its weights in the checkpoint.
+        first = self.config if start is None else replace(self.config, init_from=None)
+        return start_model(first, in_channels=self.vae.latent_channels, **text)
+
+    def _cache_settings(self) -> dict[str, Any]:
+        """What kept latents depend on."""
+        values = to_dict(self.config)
+        return {name: values[name] for name in _CLIP_SETTINGS} | {
             "tokenizer": self.vae_hash,
             "text": self.text_hash or vocabulary_hash(self.text_tokenizer),
-            "text_max_length": config.text_max_length,
+            "text_max_length": self.config.text_max_length,
             "mixed_precision": self.precision,
             "clips": self.clips.fingerprint(),
         }
+
+    def _cached_latents(self) -> LatentsCache:
         return cached_latents(
-            config.run_cache_dir,
-            settings,
-            config.num_clips,
+            self.config.run_cache_dir,
+            self._cache_settings(),
+            self.config.num_clips,
             self.clips,
             self._encode,
             self.encode_text,
             self.vae.device,
-            at_once=clips_at_once(parse_shape(config.shape), self.vae.device),
-            max_length=config.text_max_length,
+            at_once=clips_at_once(parse_shape(self.config.shape), self.vae.device),
+            max_length=self.config.text_max_length,
         )
 
     def depends_on(self) -> dict[str, Any]:
@@ -150,15 +167,21 @@ class DiffusionTask(Task[Batch]):
 
     def batch(self, step: int) -> Batch:
         """Latents (kept ones) or video (fresh ones), and text."""
-        first = (step * self.world_size + self.rank) * self.config.batch_size
-        positions = range(first, first + self.config.batch_size)
+        numbers = self._clip_numbers(step)
         if self.cache is None:
-            video, captions = self.clips(positions)
+            video, captions = self.clips(numbers)
             text = self.encode_text(captions)
             return {"video": video, "text": text.values, "mask": text.mask}
-        size = len(self.cache)
-        latents, text = self.cache(shuffled(self.config.seed, positions, size))
+        latents, text = self.cache(numbers)
         return {"latents": latents, "text": text.values, "mask": text.mask}
+
+    def _clip_numbers(self, step: int) -> list[int]:
+        """The clips of a step: new ones, or kept ones in the order of their epoch."""
+        first = (step * self.world_size + self.rank) * self.config.batch_size
+        positions = range(first, first + self.config.batch_size)
+        return (
+            list(positions) if self.cache is None else shuffled(self.config.seed, positions, len(self.cache)).tolist()
+        )
 
     def num_clips(self, batch: Batch) -> int:
         return batch["text"].shape[0]
@@ -174,7 +197,7 @@ class DiffusionTask(Task[Batch]):
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> StepLoss:
         """The velocity's squared error, at a random time of each clip (flow matching, arXiv 2209.03003)."""
         config = self.config
-        clean = self._clean_latents(batch)
+        clean = self.clean_latents(batch)
         conditioning = sample_first_step_conditioning(
             clean, config.image_probability, max_noise=config.image_noise, generator=generator
         )
@@ -187,7 +210,7 @@ class DiffusionTask(Task[Batch]):
         weight = loss_weight(t, config.loss_weighting)
         return StepLoss(self._flow_loss(model, clean, noise, t, conditioning, text, weight), {})
 
-    def _clean_latents(self, batch: Batch) -> Tensor:
+    def clean_latents(self, batch: Batch) -> Tensor:
         latents = batch["latents"] if "latents" in batch else self._encode(batch["video"])
         return self.vae.normalize(latents.float())
 
@@ -206,7 +229,7 @@ class DiffusionTask(Task[Batch]):
         return flow_loss(prediction, inputs.target, inputs.wanted, weight)
 
     def _validation_batch(self) -> Batch | None:
-        clips = CaptionedClips(self.config, "validation", self.vae.device)
+        clips = self._make_clips("validation")
         if not clips.sources or not self.config.validation_clips:
             return None
         video, captions = clips(range(self.config.validation_clips))
@@ -223,7 +246,7 @@ class DiffusionTask(Task[Batch]):
         self._attend_as_saved(model)
         device = self.vae.device
         batch = {name: value.to(device) for name, value in self.validation.items()}
-        clean = self._clean_latents(batch)
+        clean = self.clean_latents(batch)
         generator = step_generator(self.config.seed, 0, 0, "validation", device)
         t = sample_timesteps(len(clean), generator, self.shift, "uniform", device=device)
         noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -252,9 +275,10 @@ class DiffusionTask(Task[Batch]):
             vae=self.vae,
             tokenizer=self.text_tokenizer,
             text_encoder=self.text_model,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
+            scheduler=self.scheduler,
             sample_size=parse_shape(self.config.shape),
             sample_fps=self.clips.fps,
+            **self.sampler,
         )
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the two training programs share: arguments, and an end when a signal asks for it."""
+"""What the training programs share: arguments, and an end when a signal asks for it."""
 
 import dataclasses
 import io
@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 from kinema.errors import KinemaError
 from kinema.stopping import raised_signals
@@ -48,11 +48,19 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
     else:
         description = None
         preset = select_preset(presets, arguments.pop(0))
-    # The preset is given by position, so it is no option.
-    hidden = ("preset", Annotated[str, tyro.conf.Suppress], dataclasses.field(default=preset.preset))
+    # The preset is given by position, for one, so it is no option.
+    hints = get_type_hints(type(preset))
+    hidden = [
+        (
+            name,
+            Annotated[hints[name], tyro.conf.Fixed, tyro.conf.Suppress],
+            dataclasses.field(default=getattr(preset, name)),
+        )
+        for name in preset.hidden
+    ]
     unchecked = {"__post_init__": lambda self: None}  # the configuration below checks, and raises a KinemaError
     settings = dataclasses.make_dataclass(
-        "Settings", [hidden], bases=(type(preset),), namespace=unchecked, frozen=True, kw_only=True
+        "Settings", hidden, bases=(type(preset),), namespace=unchecked, frozen=True, kw_only=True
     )
     values = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
     parsed = in_one_line(

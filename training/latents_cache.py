@@ -166,6 +166,7 @@ def cached_latents(
     *,
     at_once: int = 32,
     max_length: int | None = None,
+    shard_size: int | None = None,
 ) -> LatentsCache:
     """The latents of clips 0 to `num_clips`, computed now where they are not there yet.
 
@@ -179,19 +180,21 @@ def cached_latents(
         device: that trains.
         at_once: clips made and encoded together, see `clips_at_once`.
         max_length: columns of text that the model takes at most.
+        shard_size: clips of a shard (default: `SHARD_SIZE`); an interruption costs so many at most.
 
     Raises:
         KinemaError: A shard cannot be written: the disk is full, say.
     """
-    described = settings | {"num_clips": num_clips, "shard_size": SHARD_SIZE, "format": _FORMAT}
+    shard_size = shard_size or SHARD_SIZE
+    described = settings | {"num_clips": num_clips, "shard_size": shard_size, "format": _FORMAT}
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     folder = parent / f"latents-{key}"
     shards: list[Shard] = []
     computed = 0
     with tqdm(total=num_clips, desc="latents", unit="clip", disable=not sys.stderr.isatty()) as bar:
-        for first in range(0, num_clips, SHARD_SIZE):
-            indices = range(first, min(num_clips, first + SHARD_SIZE))
-            file = folder / f"shard-{first // SHARD_SIZE:05d}.safetensors"
+        for first in range(0, num_clips, shard_size):
+            indices = range(first, min(num_clips, first + shard_size))
+            file = folder / f"shard-{first // shard_size:05d}.safetensors"
             shard = _read_shard(file, len(indices))
             if shard is None:
                 shard = _compute_shard(indices, make_clips, encode, encode_text, bar.update, at_once)
@@ -285,7 +288,8 @@ def model_hash(model: nn.Module, without: Sequence[str] = ()) -> str:
         model: with or without a `config`.
         without: settings that do not count.
     """
-    settings: Any = dict(getattr(model, "config", {}))
+    config: Any = getattr(model, "config", {})
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, or of diffusers
     own = {name: value for name, value in settings.items() if not name.startswith("_") and name not in without}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from kinema.errors import KinemaError
 from kinema.tokenizers.registry import PRESETS, preset_config
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig
+from kinema.training.distillation_config import DistillationConfig
 
 Config = TypeVar("Config")
 
@@ -56,6 +57,17 @@ DIFFUSION_PRESETS: dict[str, DiffusionTrainingConfig] = {
         DiffusionTrainingConfig(preset="toybox-xs", **_TOYBOX),
         DiffusionTrainingConfig(preset="toybox-s", **_TOYBOX),
     )
+}
+
+# A student begins as its teacher, and has less to learn than a model that begins with nothing.
+_DISTILLATION: dict[str, Any] = dict(
+    batch_size=8, num_steps=1000, optimizer="adamw", learning_rate=2e-4, warmup_steps=10, ema_decay=0.99,
+    schedule="cosine", log_every=10, eval_every=100, sample_every=500, save_every=100,
+)  # fmt: skip
+
+DISTILLATION_PRESETS: dict[str, DistillationConfig] = {
+    f"{steps}-steps": DistillationConfig(preset=f"{steps}-steps", student_steps=steps, **_DISTILLATION)
+    for steps in (4, 8, 2, 1)
 }
 
 

@@ -37,10 +37,15 @@ _FIXED = (
     *("shapes", "shape_weights", "frame_rates", "init_linear", "freeze_encoder"),
     # diffusion
     *("shape", "fps", "text_max_length", "attention", "coarse_tile"),
+    # distillation
+    *("objective", "student_steps", "teacher_steps", "teacher_guidance_scale", "teacher_guidance_interval"),
 )
 """Settings that must stay, where a configuration has them."""
 
-_FROM_RUN = ("data", "sprites", "init_from", "tokenizer", "text_encoder", "image_vae", "fps")
+_FROM_RUN = (
+    *("data", "sprites", "init_from", "tokenizer", "text_encoder", "image_vae", "fps", "shape"),
+    *("teacher", "teacher_steps", "teacher_guidance_scale", "teacher_guidance_interval"),
+)
 """Settings that the run gives where they are left out. What their files hold must stay, not where they are."""
 
 

@@ -1,4 +1,4 @@
-"""Train a tokenizer or a generator. `kinema train tokenizer --help` and `kinema train diffusion --help` tell more."""
+"""Train a tokenizer or a generator. `kinema train tokenizer --help` and the like tell more."""
 
 import argparse
 import importlib
@@ -7,7 +7,11 @@ from kinema.stopping import delayed_signals
 
 HELP = "train a tokenizer or a generator"
 
-TRAINERS = {"tokenizer": "kinema.training.tokenizer", "diffusion": "kinema.training.diffusion"}
+TRAINERS = {
+    "tokenizer": "kinema.training.tokenizer",
+    "diffusion": "kinema.training.diffusion",
+    "distill": "kinema.training.distillation",
+}
 """What is trained -> the module whose `main(argv)` does it."""
 
 
@@ -18,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     helps = {
         "tokenizer": "a video tokenizer, on clips",
         "diffusion": "a diffusion transformer, on a tokenizer's latents",
+        "distill": "a pipeline that needs few steps and no guidance, from one that needs many",
     }
     for kind in TRAINERS:
         # The trainer has its own parser, for the whole tree of its configuration, and answers --help.

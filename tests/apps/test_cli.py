@@ -129,6 +129,8 @@ MISTAKES = {
     "train nonsense": "nonsense",
     "train tokenizer nonsense": "nonsense",
     "train diffusion nonsense": "nonsense",
+    "train distill nonsense": "nonsense",
+    "train distill 4-steps --data toybox --output new --teacher missing": "`teacher` (=missing)",
     "train tokenizer kl-4x8x8-c16 --bogus 3": "--bogus",
     "train tokenizer kl-4x8x8-c16 --batch-size x": "--batch-size",
     "train tokenizer kl-4x8x8-c16 --batch-size 0": "`batch_size` (=0)",
