@@ -1,7 +1,7 @@
 """FVD of two sets of clips, from names and frames to a result."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ def evaluate_fvd(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 4,
-    extra: Sequence[str] = EXTRAS,
+    extra: Collection[str] = EXTRAS,
     resamples: int = 32,
     features: VideoFeatures | None = None,
 ) -> FVDResult:

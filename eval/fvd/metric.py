@@ -1,7 +1,7 @@
 """FVD as a torchmetrics metric: sums alone, so memory does not grow with the number of clips."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,19 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from kinema.errors import KinemaError
-from kinema.eval.distributions import (
-    frechet_distance,
-    gaussian_bias,
-    inception_score,
-    jedi_mmd,
-    kernel_distance,
-    manifold_scores,
-)
+from kinema.eval.distributions import frechet_distance, gaussian_bias
 from kinema.eval.fvd.features import NamedClips, NamedWindow, VideoFeatures
 from kinema.eval.fvd.groups import MIN_CLIPS, GroupedSums, fvd_at_infinity, fvd_interval
 from kinema.eval.fvd.protocols import Protocol
 from kinema.eval.fvd.result import FVDResult
 from kinema.eval.fvd.statistics import ReferenceStatistics, hash_of_network
+from kinema.eval.metrics import FEATURE_METRICS as EXTRAS
 from kinema.eval.summaries import gather, place_state
-
-EXTRAS = ("kvd", "mmd", "precision", "recall", "density", "coverage", "inception_score")
-"""Scores on the same features besides FVD; they need the features themselves, 1.6 kB a clip."""
-
-_WITHOUT_FEATURES = ("inception_score",)  # those of `EXTRAS` that need no features of the real clips
-_NEIGHBOURS = 5
-_MANIFOLD = EXTRAS[2:6]
 
 
 def needs_real_features(extra: Iterable[str]) -> bool:
-    """Whether scores of `EXTRAS` need the features of the real clips, not their sums alone."""
-    return bool(set(extra) - set(_WITHOUT_FEATURES))
+    """Whether some scores of `EXTRAS` need the features of the real clips, and not only their sums."""
+    return any(EXTRAS[name].inputs == "feature sets" for name in extra)
 
 
 class FrechetVideoDistance(Metric):
@@ -78,7 +65,7 @@ class FrechetVideoDistance(Metric):
         self,
         protocol: str | Protocol = "styleganv",
         *,
-        extra: Sequence[str] = (),
+        extra: Collection[str] = (),
         features: VideoFeatures | None = None,
         weights: str | Path | None = None,
         device: str | torch.device = "cpu",
@@ -167,7 +154,7 @@ class FrechetVideoDistance(Metric):
         reference.check(self.protocol, self._weights_hash)
         needs_features = needs_real_features(self.extra)
         if needs_features and reference.features is None:
-            names = ", ".join(sorted(set(self.extra) - set(_WITHOUT_FEATURES)))
+            names = ", ".join(sorted(name for name in self.extra if needs_real_features([name])))
             raise KinemaError(f"`extra` (={names}) must be left out: the reference statistics have no features")
         self._sizes[True] |= reference.sizes
         if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
@@ -292,18 +279,11 @@ class FrechetVideoDistance(Metric):
             return {}
         real, fake = (_joined(features) for features in (self.real_features, self.fake_features))
         scores: dict[str, float | None] = {}
-        if "kvd" in self.extra:
-            # Unbiased, it would be a little below 0 for a set against itself.
-            scores["kvd"] = 0.0 if same else kernel_distance(real, fake)
-        if "mmd" in self.extra:
-            scores["mmd"] = 0.0 if same else jedi_mmd(real, fake)
-        wanted = [name for name in _MANIFOLD if name in self.extra]
-        if wanted:
-            enough = min(real.shape[0], fake.shape[0]) > _NEIGHBOURS
-            manifold = manifold_scores(real, fake, k=_NEIGHBOURS) if enough else None
-            scores |= {name: None if manifold is None else getattr(manifold, name) for name in wanted}
-        if "inception_score" in self.extra:
-            scores["inception_score"] = inception_score(fake)[0]
+        for name in self.extra:
+            if same and EXTRAS[name].direction == "lower":
+                scores[name] = 0.0  # an unbiased estimate of a distance would be a little below
+            elif name not in scores:
+                scores |= EXTRAS[name].make()(real, fake)
         return {name: scores[name] for name in self.extra}
 
 

@@ -140,11 +140,11 @@ def test_what_is_kept_is_where_the_metric_is():
 
 
 def test_the_table_knows_how_many_clips_are_enough():
-    least = METRICS["stream_t"].least_clips
+    least = METRICS["stream_t"].min_clips
     metric = STREAM(num_frames=8)
     metric.update(make_features(least, 8), real=True)
     metric.update(make_features(least - 1, 8), real=False)
     with pytest.raises(KinemaError, match=f"at least {least} clips"):
         metric.compute()
     metric.update(make_features(1, 8), real=False)
-    assert metric.compute().keys() == {name for name in METRICS if METRICS[name].least_clips == least}
+    assert metric.compute().keys() == {name for name in METRICS if METRICS[name].min_clips == least}
