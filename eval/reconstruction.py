@@ -26,6 +26,7 @@ from kinema.eval.windows import in_windows, window_length
 from kinema.files import counting_order
 from kinema.tokenizers.interface import VideoTokenizer
 
+
 @runtime_checkable
 class VideoDistance(Protocol):
     """A distance of sets of clips (`kinema.eval.fvd.FrechetVideoDistance`), for the reconstruction FVD."""

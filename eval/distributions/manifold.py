@@ -36,7 +36,9 @@ class ManifoldScores:
     coverage: float
 
 
-def manifold_scores(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = NUM_NEIGHBOURS) -> ManifoldScores:
+def manifold_scores(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = NUM_NEIGHBOURS
+) -> ManifoldScores:
     """Precision, recall, density and coverage.
 
     Args:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.eval.frames.pixels import Clip, as_pair
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair
 
 
 def flicker(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:

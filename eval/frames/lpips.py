@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kinema.eval.frames.pixels import Clip, as_pair, by_image
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair, by_image
 
 
 def lpips(

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinema.eval.frames.pixels import Clip, as_pair
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair
 
 CEILING = 100.0
 """dB of equal images, where the formula says infinity: nothing that reads or averages numbers can use that."""

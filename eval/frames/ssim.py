@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from kinema.eval.frames.pixels import Clip, as_pair, by_image, check_side
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair, by_image, check_side
 
 MIN_SIDE = 11
 """Pixels: the side of the Gaussian window."""

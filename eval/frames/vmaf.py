@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.eval.frames.pixels import Clip, as_pair, check_side, to_levels
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair, check_side, to_levels
 
 MIN_SIDE = 32
 """Pixels: libvmaf halves the frame four times, and its windows must fit."""

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from kinema.eval.frames.pixels import Clip, as_pair
 from kinema.eval.frames.interface import FrameMeasure
+from kinema.eval.frames.pixels import Clip, as_pair
 
 
 @torch.no_grad()

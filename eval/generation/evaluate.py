@@ -11,8 +11,8 @@ from kinema.errors import KinemaError
 from kinema.eval.clips import Frames
 from kinema.eval.generation.looks import ClipMeasure, Look, Networks
 from kinema.eval.generation.report import GeneratedClip, GenerationReport
-from kinema.eval.generation.sets import SetMeasures
 from kinema.eval.generation.requirements import DEFAULT_METRICS, check_metrics
+from kinema.eval.generation.sets import SetMeasures
 from kinema.eval.metrics import GENERATION_METRICS as METRICS
 from kinema.eval.summaries import gather, mean, naming, number, total_length
 from kinema.eval.windows import in_windows, window_length
