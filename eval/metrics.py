@@ -5,7 +5,7 @@ Importing it imports no torch: a metric's module is imported when its `make` is 
 
 import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from kinema.errors import KinemaError
 Inputs = Literal["frame pairs", "frame sets", "clip", "clip sets", "feature sets", "generated features"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MetricSpec:
     """One metric: what it is called, what it compares, and where its code is.
 
@@ -49,6 +49,7 @@ class MetricSpec:
     direction: Literal["higher", "lower", "neither"]
     inputs: Inputs
     module: str
+    _: KW_ONLY
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     network: str | None = None
     before: int = 0
@@ -129,198 +130,62 @@ FEATURE_METRICS = MetricFamily("feature sets", "generated features")
 """Of I3D features, beside FVD."""
 
 
-_STREAM: Mapping[str, Any] = MappingProxyType(
-    {
-        "direction": "higher",
-        "inputs": "clip sets",
-        "module": "kinema.eval.motion.stream",
-        "network": "frames",
-        "settings": ("stream_frames",),
-        "min_clips": 6,
-    }
-)
-_MANIFOLD: Mapping[str, Any] = MappingProxyType(
-    {
-        "direction": "higher",
-        "inputs": "feature sets",
-        "module": "kinema.eval.distributions.manifold",
-        "network": "i3d",
-    }
-)
+_LPIPS = "kinema.eval.frames.lpips"
+_MOTION = "kinema.eval.motion"
+_DISTRIBUTIONS = "kinema.eval.distributions"
 
+# Columns: name, title, help, direction, inputs, module; then what differs from the defaults.
+# fmt: off
 for _spec in (
-    MetricSpec(
-        name="psnr",
-        title="PSNR (dB)",
-        help="peak signal-to-noise ratio",
-        direction="higher",
-        inputs="frame pairs",
-        module="kinema.eval.frames.psnr",
-    ),
-    MetricSpec(
-        name="ssim",
-        title="SSIM",
-        help="structural similarity",
-        direction="higher",
-        inputs="frame pairs",
-        module="kinema.eval.frames.ssim",
-    ),
-    MetricSpec(
-        name="ms_ssim",
-        title="MS-SSIM",
-        help="multi-scale structural similarity",
-        direction="higher",
-        inputs="frame pairs",
-        module="kinema.eval.frames.ms_ssim",
-    ),
-    MetricSpec(
-        name="lpips_alex",
-        title="LPIPS (AlexNet)",
-        help="perceptual distance, AlexNet",
-        direction="lower",
-        inputs="frame pairs",
-        module="kinema.eval.frames.lpips",
-        options=MappingProxyType({"net": "alex"}),
-        network="lpips-alex",
-    ),
-    MetricSpec(
-        name="lpips_vgg",
-        title="LPIPS (VGG)",
-        help="perceptual distance, VGG",
-        direction="lower",
-        inputs="frame pairs",
-        module="kinema.eval.frames.lpips",
-        options=MappingProxyType({"net": "vgg"}),
-        network="lpips-vgg",
-    ),
-    MetricSpec(
-        name="vmaf",
-        title="VMAF",
-        help="Netflix's fusion of perceptual features",
-        direction="higher",
-        inputs="frame pairs",
-        module="kinema.eval.frames.vmaf",
-        before=1,  # its motion is the smaller of those from the previous frame and to the next
-        after=1,
-    ),
-    MetricSpec(
-        name="warping_error",
-        title="Warping error",
-        help="distance to the previous frame warped along the optical flow",
-        direction="lower",
-        inputs="frame pairs",
-        module="kinema.eval.frames.warping_error",
-        network="raft",
-        before=1,
-    ),
-    MetricSpec(
-        name="flicker",
-        title="Flicker (levels)",
-        help="change from frame to frame that the reference does not have",
-        direction="lower",
-        inputs="frame pairs",
-        module="kinema.eval.frames.flicker",
-        before=1,
-    ),
-    MetricSpec(
-        name="fid",
-        title="FID",
-        help="Fréchet distance of Inception features of frames",
-        direction="lower",
-        inputs="frame sets",
-        module="kinema.eval.frames.fid",
-        network="inception",
-    ),
-    MetricSpec(
-        name="kid",
-        title="KID",
-        help="kernel distance of Inception features of frames",
-        direction="lower",
-        inputs="frame sets",
-        module="kinema.eval.frames.kid",
-        network="inception",
-    ),
-    MetricSpec(
-        name="clip_score",
-        title="CLIPScore",
-        help="similarity of frames and prompt, needs a CLIP",
-        direction="higher",
-        inputs="clip",
-        module="kinema.eval.text.clip_score",
-        network="clip",
-    ),
-    MetricSpec(
-        name="frame_consistency",
-        title="Frame consistency",
-        help="similarity of features between frames",
-        direction="higher",
-        inputs="clip",
-        module="kinema.eval.text.frame_consistency",
-        network="frames",
-    ),
-    MetricSpec(
-        name="dynamic_degree",
-        title="Dynamic degree",
-        help="share of clips that move, by optical flow",
-        direction="neither",  # the prompt decides how much a clip should move
-        inputs="clip",
-        module="kinema.eval.motion.dynamic_degree",
-        network="raft",
-        settings=("fps", "flow_side"),
-    ),
-    MetricSpec(
-        name="motion_smoothness",
-        title="Motion smoothness",
-        help="how well neighbours predict every second frame",
-        direction="higher",
-        inputs="clip",
-        module="kinema.eval.motion.motion_smoothness",
-        network="raft",
-        settings=("flow_side",),
-    ),
-    MetricSpec(
-        name="temporal_flickering",
-        title="Temporal flickering",
-        help="how little pixels change from frame to frame",
-        direction="higher",
-        inputs="clip",
-        module="kinema.eval.motion.temporal_flickering",
-    ),
-    MetricSpec(name="stream_t", title="STREAM-T", help="change over time, against real clips", **_STREAM),
-    MetricSpec(name="stream_f", title="STREAM-F", help="fidelity, against real clips", **_STREAM),
-    MetricSpec(name="stream_d", title="STREAM-D", help="diversity, against real clips", **_STREAM),
-    MetricSpec(
-        name="kvd",
-        title="KVD (cubic kernel, unbiased)",
-        help="kernel video distance",
-        direction="lower",
-        inputs="feature sets",
-        module="kinema.eval.distributions.mmd",
-        options=MappingProxyType({"score": "kvd"}),
-        network="i3d",
-    ),
-    MetricSpec(
-        name="mmd",
-        title="MMD (quadratic kernel, biased, times 100)",
-        help="maximum mean discrepancy, as JEDi's",
-        direction="lower",
-        inputs="feature sets",
-        module="kinema.eval.distributions.mmd",
-        options=MappingProxyType({"score": "mmd"}),
-        network="i3d",
-    ),
-    MetricSpec(name="precision", title="Precision", help="share of generated clips near a real one", **_MANIFOLD),
-    MetricSpec(name="recall", title="Recall", help="share of real clips near a generated one", **_MANIFOLD),
-    MetricSpec(name="density", title="Density", help="number of real clips near a generated one", **_MANIFOLD),
-    MetricSpec(name="coverage", title="Coverage", help="share of real clips with a generated one near", **_MANIFOLD),
-    MetricSpec(
-        name="inception_score",
-        title="Video inception score",
-        help="confident and varied classes",
-        direction="higher",
-        inputs="generated features",
-        module="kinema.eval.distributions.inception_score",
-        network="i3d",
-    ),
+    MetricSpec("psnr", "PSNR (dB)", "peak signal-to-noise ratio", "higher", "frame pairs", "kinema.eval.frames.psnr"),
+    MetricSpec("ssim", "SSIM", "structural similarity", "higher", "frame pairs", "kinema.eval.frames.ssim"),
+    MetricSpec("ms_ssim", "MS-SSIM", "multi-scale SSIM", "higher", "frame pairs", "kinema.eval.frames.ms_ssim"),
+    MetricSpec("lpips_alex", "LPIPS (AlexNet)", "perceptual distance, AlexNet", "lower", "frame pairs", _LPIPS,
+               network="lpips-alex", options=MappingProxyType({"net": "alex"})),
+    MetricSpec("lpips_vgg", "LPIPS (VGG)", "perceptual distance, VGG", "lower", "frame pairs", _LPIPS,
+               network="lpips-vgg", options=MappingProxyType({"net": "vgg"})),
+    # VMAF's motion is the smaller of those from the previous frame and to the next.
+    MetricSpec("vmaf", "VMAF", "Netflix's fusion of perceptual features", "higher", "frame pairs",
+               "kinema.eval.frames.vmaf", before=1, after=1),
+    MetricSpec("warping_error", "Warping error", "distance to the previous frame warped along the optical flow",
+               "lower", "frame pairs", "kinema.eval.frames.warping_error", network="raft", before=1),
+    MetricSpec("flicker", "Flicker (levels)", "change from frame to frame that the reference does not have",
+               "lower", "frame pairs", "kinema.eval.frames.flicker", before=1),
+    MetricSpec("fid", "FID", "Fréchet distance of Inception features of frames", "lower", "frame sets",
+               "kinema.eval.frames.fid", network="inception"),
+    MetricSpec("kid", "KID", "kernel distance of Inception features of frames", "lower", "frame sets",
+               "kinema.eval.frames.kid", network="inception"),
+    MetricSpec("clip_score", "CLIPScore", "similarity of frames and prompt, needs a CLIP", "higher", "clip",
+               "kinema.eval.text.clip_score", network="clip"),
+    MetricSpec("frame_consistency", "Frame consistency", "similarity of features between frames", "higher", "clip",
+               "kinema.eval.text.frame_consistency", network="frames"),
+    # The prompt decides how much a clip should move.
+    MetricSpec("dynamic_degree", "Dynamic degree", "share of clips that move, by optical flow", "neither", "clip",
+               f"{_MOTION}.dynamic_degree", network="raft", settings=("fps", "flow_side")),
+    MetricSpec("motion_smoothness", "Motion smoothness", "how well neighbours predict every second frame", "higher",
+               "clip", f"{_MOTION}.motion_smoothness", network="raft", settings=("flow_side",)),
+    MetricSpec("temporal_flickering", "Temporal flickering", "how little pixels change from frame to frame", "higher",
+               "clip", f"{_MOTION}.temporal_flickering"),
+    *(MetricSpec(name, title, f"{help}, against real clips", "higher", "clip sets", f"{_MOTION}.stream",
+                 network="frames", settings=("stream_frames",), min_clips=6)
+      for name, title, help in (
+          ("stream_t", "STREAM-T", "change over time"),
+          ("stream_f", "STREAM-F", "fidelity"),
+          ("stream_d", "STREAM-D", "diversity"),
+      )),
+    MetricSpec("kvd", "KVD (cubic kernel, unbiased)", "kernel video distance", "lower", "feature sets",
+               f"{_DISTRIBUTIONS}.mmd", network="i3d", options=MappingProxyType({"score": "kvd"})),
+    MetricSpec("mmd", "MMD (quadratic kernel, biased, times 100)", "maximum mean discrepancy, as JEDi's", "lower",
+               "feature sets", f"{_DISTRIBUTIONS}.mmd", network="i3d", options=MappingProxyType({"score": "mmd"})),
+    *(MetricSpec(name, name.capitalize(), help, "higher", "feature sets", f"{_DISTRIBUTIONS}.manifold", network="i3d")
+      for name, help in (
+          ("precision", "share of generated clips near a real one"),
+          ("recall", "share of real clips near a generated one"),
+          ("density", "number of real clips near a generated one"),
+          ("coverage", "share of real clips with a generated one near"),
+      )),
+    MetricSpec("inception_score", "Video inception score", "confident and varied classes", "higher",
+               "generated features", f"{_DISTRIBUTIONS}.inception_score", network="i3d"),
 ):
     add_metric(_spec)
+# fmt: on
