@@ -123,7 +123,7 @@ def fetch_in_turn(state: Processes, *networks: str) -> None:
 def make_distance(
     protocol: str, weights: str | None, num_frames: int | None, state: Processes, *, lenient: bool
 ) -> "FrechetVideoDistance | LenientDistance":
-    """The FVD that is measured beside other metrics.
+    """The FVD that is measured beside other metrics; it hashes pixels, so that the same clips are exactly 0 apart.
 
     Args:
         protocol: Its name.
@@ -141,7 +141,7 @@ def make_distance(
     if not lenient and num_frames is not None and num_frames < minimum:
         raise KinemaError(f"`--num-frames` (={num_frames}) must be at least {minimum} for `--fvd {protocol}`")
 
-    distance = FrechetVideoDistance(protocol, weights=weights, device=state.device)
+    distance = FrechetVideoDistance(protocol, weights=weights, device=state.device, hash_pixels=True)
     return LenientDistance(distance) if lenient else distance
 
 

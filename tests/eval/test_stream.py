@@ -134,7 +134,7 @@ def test_what_is_kept_is_where_the_metric_is():
     metric = STREAM(num_frames=8).to("meta")
     for real in (True, False):
         metric.update(make_features(2, 8), real=real)
-    rows = [row for name in metric._defaults for row in getattr(metric, name)]
+    rows = [row for state in metric.metric_state.values() for row in state]
     assert len(rows) == 4
     assert {row.device.type for row in rows} == {"meta"}
 
