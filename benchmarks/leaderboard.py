@@ -103,7 +103,7 @@ def measure_tokenizers(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _measure_tokenizer(name: str, clips: Sequence[tuple[str, Tensor]], arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(name, arguments.device)
-    distance = FrechetVideoDistance(arguments.fvd, device=arguments.device)
+    distance = FrechetVideoDistance(arguments.fvd, device=arguments.device, hash_pixels=True)
     report = evaluate_reconstruction(tokenizer, clips, FRAME_METRICS, device=arguments.device, fvd=distance)
     fvd = distance.result()
     ct, cs, channels = (
@@ -135,7 +135,7 @@ def _measure_generator(name: str, model: str | None, arguments: argparse.Namespa
     frames, height, width = pipeline.config["sample_size"]
     world = Toybox(arguments.sprites, split="test", num_frames=frames, height=height, width=width)
     specs = world.specs(range(arguments.num_prompts))
-    distance = FrechetVideoDistance(arguments.fvd, device=arguments.device)
+    distance = FrechetVideoDistance(arguments.fvd, device=arguments.device, hash_pixels=True)
 
     def generated() -> Iterator[tuple[str, Tensor, str]]:
         for start in range(0, len(specs), 8):

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from kinema import KinemaPipeline
-from kinema.eval.toybox.evaluate import seen, truth_of
+from kinema.eval.toybox.evaluation import seen, truth_of
 from kinema.eval.toybox.oracle import Oracle
 from kinema.generation.guidance import SamplerSettings
 from kinema.training.data.toybox import Toybox

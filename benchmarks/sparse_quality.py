@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from kinema.apps.loading import load_pipeline, pick_device
 from kinema.eval.frames.psnr import decibels
-from kinema.eval.toybox.evaluate import seen, truth_of
+from kinema.eval.toybox.evaluation import seen, truth_of
 from kinema.eval.toybox.oracle import Oracle
 from kinema.eval.toybox.report import chance_of, fractions, share_of_all
 from kinema.generation.attention import Full, Grid, PatternSchedule, parse_patterns

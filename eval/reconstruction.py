@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.eval.clips import Frames, LongClip, WindowPicker
-from kinema.eval.frames import METRICS, FrameMeasure, SetMeasure, check_metrics
+from kinema.eval.frames import DEFAULT_METRICS, METRICS, FrameMeasure, SetMeasure
 from kinema.eval.frames.features import FrameFeatures, load_features
 from kinema.eval.round_trip import LongReconstruction, check_length
 from kinema.eval.round_trip import reconstruct_clip as reconstruct_clip
@@ -25,9 +25,6 @@ from kinema.eval.summaries import gather, mean, naming, number
 from kinema.eval.windows import in_windows, window_length
 from kinema.files import counting_order
 from kinema.tokenizers.interface import VideoTokenizer
-
-DEFAULT_METRICS = ("psnr", "ssim", "flicker")
-"""Those that need neither weights nor another program."""
 
 
 @runtime_checkable
@@ -268,18 +265,18 @@ class Measures:
         Raises:
             KinemaError: An unknown metric, or weights that cannot be had.
         """
-        check_metrics(metrics)
+        METRICS.check(metrics)
         frames, sets, networks = {}, {}, {}
         for name in metrics:
-            metric = METRICS[name]
-            path = weights.get(metric.network) if metric.network else None
-            if metric.kind == "frame":
-                frames[name] = metric.load(device, path)
+            network = METRICS[name].network
+            path = weights.get(network) if network else None
+            if METRICS[name].inputs == "frame pairs":
+                frames[name] = METRICS[name].make(torch.device(device), path)
                 continue
-            assert metric.network is not None
-            sets[name] = metric.load(device)
-            if metric.network not in networks:
-                networks[metric.network] = load_features(metric.network, device, path)
+            assert network is not None
+            sets[name] = METRICS[name].make(torch.device(device))
+            if network not in networks:
+                networks[network] = load_features(network, device, path)
         return cls(frames=frames, sets=sets, features={n: networks[str(METRICS[n].network)] for n in sets})
 
     def score(

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
-from kinema.eval.frames import METRICS as FRAME_METRICS
-from kinema.eval.generation import METRICS as GENERATION_METRICS
-from kinema.eval.generation.table import too_little
+from kinema.eval.generation.requirements import too_little
+from kinema.eval.metrics import FRAME_METRICS, GENERATION_METRICS
 
 if TYPE_CHECKING:
     from kinema.eval.fvd import Protocol
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 RECONSTRUCTION = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "flicker", "warping_error")
 """Of a tokenizer. MS-SSIM (frames of `ms_ssim.MIN_SIDE` pixels and more), VMAF and the sets (thousands of frames) are
 asked for by name in `kinema eval reconstruction`."""
-
-GENERATION = tuple(GENERATION_METRICS)
-"""Of a generator."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +95,10 @@ def generation_choice(
     """
     reasons: dict[str, str] = {}
     needs: dict[str, str | None] = {}
-    for name in GENERATION:
-        metric = GENERATION_METRICS[name]
+    for name, metric in GENERATION_METRICS.items():
         if metric.network == "clip" and not clip:
             reasons[name] = "no CLIP was named (`--clip MODEL`, a hub id or a folder)"
-        elif metric.kind == "set" and not reference:
+        elif metric.inputs == "clip sets" and not reference:
             reasons[name] = "no real clips were given (`--data DIR`)"
         elif (reason := too_little(name, num_clips, num_reference, num_frames)) is not None:
             reasons[name] = reason

@@ -1,4 +1,4 @@
-"""What every report over clips does: names the clip in errors, means what is defined, gathers what processes found."""
+"""Helpers of reports over clips: names in errors, means of defined values, and what several processes found."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from kinema.errors import KinemaError
 
@@ -53,10 +54,18 @@ def place_state(metric: State, device: torch.device | str) -> State:
     return metric.to(device if device.type == "cuda" else "cpu")
 
 
-def gather(share: Share) -> Sequence[Share]:
-    """What every process found, in the order of their ranks; all of them must call this."""
+def gather_states(state: Tensor, group: Any = None) -> list[Tensor]:
+    """A `dist_sync_fn` for states of rows: an empty one is gathered as no rows of the others' width and type."""
+    shape, dtype = max(gather((tuple(state.shape), state.dtype), group), key=lambda each: math.prod(each[0]))
+    if not state.numel():
+        state = state.new_empty((0, *shape[1:]), dtype=dtype)
+    return gather_all_tensors(state, group)
+
+
+def gather(share: Share, group: Any = None) -> Sequence[Share]:
+    """What every process found, in the order of their ranks; all processes of the group must call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [share]
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, share)
+    shares: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(shares, share, group=group)
     return shares

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from kinema.eval.generation.table import METRICS
+from kinema.eval.metrics import GENERATION_METRICS as METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Dimension:
     """A dimension of VBench.
 
     Attributes:
-        metric: Our metric of it, in `kinema.eval.generation.METRICS`.
+        metric: Our metric of it, in `kinema.eval.metrics.METRICS`.
         scale: VBench's value is ours times this.
         network: What VBench uses.
         role: What our network is called in a report's `protocol["networks"]`; None: there is none.

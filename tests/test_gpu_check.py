@@ -59,7 +59,7 @@ def test_stages_need_no_av_gradio_or_xformers():
         "for name in ('av', 'gradio', 'xformers', 'tyro'): sys.modules[name] = None\n"
         "import gpu_stages, training_throughput\n"
         "import kinema.training.tokenizer, kinema.training.diffusion, kinema.generation.pipeline\n"
-        "import kinema.eval.toybox.evaluate, kinema.eval.networks.i3d, kinema.tokenizers.causal_vae.model\n"
+        "import kinema.eval.toybox.evaluation, kinema.eval.networks.i3d, kinema.tokenizers.causal_vae.model\n"
     )
     subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}

@@ -1,20 +1,16 @@
 """What the training programs share: arguments, and an end when a signal asks for it."""
 
 import dataclasses
-import io
-import re
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from typing import Annotated, TypeVar, get_type_hints
 
-from kinema.errors import KinemaError
+from kinema.command_line import in_one_line
 from kinema.stopping import raised_signals
 from kinema.training.config import TrainingConfig
 from kinema.training.presets import select_preset
 
 Config = TypeVar("Config", bound=TrainingConfig)
-Parsed = TypeVar("Parsed")
 
 
 def run_program(
@@ -67,26 +63,3 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
         lambda: tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
     )
     return type(preset)(**{name: getattr(parsed, name) for name in values})
-
-
-def in_one_line(parse: Callable[[], Parsed]) -> Parsed:
-    """Runs a parser of tyro's, whose complaint, a box of several lines, becomes a `KinemaError`."""
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            return parse()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise KinemaError(unboxed(said.getvalue())) from stop
-
-
-def unboxed(text: str) -> str:
-    """The first part of a box drawn with lines, without its title and lines.
-
-    >>> unboxed("╭─ Error ─╮\\n│ no such │\\n│ thing   │\\n│ ─────── │\\n│ Help    │\\n╰─────────╯")
-    'no such thing'
-    """
-    lines = [match[1].strip() for match in re.finditer(r"^│(.*)│\s*$", text, flags=re.MULTILINE)]
-    rule = next((i for i, line in enumerate(lines) if line and set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule]) or " ".join(text.split())

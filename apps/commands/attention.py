@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.apps.commands.eval_options import check_at_least
+from kinema.command_line import check_at_least
 from kinema.errors import KinemaError
 from kinema.files import atomic_path, check_other_file, check_output_file
 

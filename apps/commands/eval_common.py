@@ -1,6 +1,5 @@
-"""What the measures of `kinema eval` share: several processes, and results."""
+"""The work that the measures of `kinema eval` share: several processes, and results."""
 
-import argparse
 import atexit
 import contextlib
 import json
@@ -12,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from kinema.apps.commands.eval_options import fitting_of, reading_of
+from kinema.apps.commands.eval_options import Fitting, MeasureOptions, Outputs, reading_of
 from kinema.errors import KinemaError
 from kinema.files import atomic_path, displayed
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from kinema.eval.clips import ClipFile, ReadableClips, SideRates
     from kinema.eval.fvd import FrechetVideoDistance, FVDResult, LenientDistance
     from kinema.eval.report import Section
+
+Options = TypeVar("Options", bound=MeasureOptions)
 
 
 @dataclass(frozen=True)
@@ -40,37 +41,37 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one says and writes the results."""
+        """Whether this process prints and writes the results."""
         return self.rank == 0
 
-    def clips(
-        self, clips: "list[ClipFile]", arguments: argparse.Namespace, argument: str, **reading: Any
-    ) -> "ReadableClips":
-        """This process's share of some clips, read as the options say, and as `**reading` (of `Reading`)."""
+    def clips(self, clips: "list[ClipFile]", options: MeasureOptions, argument: str, **reading: Any) -> "ReadableClips":
+        """This process's share of some clips, read as the options and `**reading` (settings of `Reading`) say."""
         from kinema.eval.clips import ReadableClips, open_clip
 
         return ReadableClips(
             clips,
-            max_unreadable=arguments.max_unreadable,
+            max_unreadable=options.reading.max_unreadable,
             rank=self.rank,
             world_size=self.world_size,
-            read=partial(open_clip, reading=reading_of(arguments, **reading)),
+            read=partial(open_clip, reading=reading_of(options, **reading)),
             argument=argument,
         )
 
-    def fitted_clips(self, clips: "list[ClipFile]", arguments: argparse.Namespace, argument: str) -> "ReadableClips":
-        """The same, cut and scaled as `FITTING_OPTIONS` say, with a progress bar."""
-        share = self.clips(clips, arguments, argument, **fitting_of(arguments))
+    def fitted_clips(
+        self, clips: "list[ClipFile]", options: MeasureOptions, argument: str, fitting: Fitting
+    ) -> "ReadableClips":
+        """The same, cut and scaled as `fitting` says, with a progress bar."""
+        share = self.clips(clips, options, argument, **fitting.as_dict())
         share.progress = f"{argument.removeprefix('--')} clips" if self.is_main else None
         return share
 
 
 @contextlib.contextmanager
 def processes(device: str | None) -> Iterator[Processes]:
-    """Joins the other processes, where there are any, until the program ends.
+    """Joins the other processes, if there are any, until the program ends.
 
     Args:
-        device: What the user asked for.
+        device: As given by the user.
 
     Raises:
         KinemaError: No such device.
@@ -120,41 +121,42 @@ def fetch_in_turn(state: Processes, *networks: str) -> None:
 
 
 def make_distance(
-    protocol: str, arguments: argparse.Namespace, state: Processes, *, lenient: bool
+    protocol: str, weights: str | None, num_frames: int | None, state: Processes, *, lenient: bool
 ) -> "FrechetVideoDistance | LenientDistance":
-    """The distance of FVD that counts clips beside other measures.
+    """The FVD that is measured beside other metrics; it hashes pixels, so that the same clips are exactly 0 apart.
 
     Args:
         protocol: Its name.
-        arguments: With `weights` and `num_frames`.
+        weights: File of I3D weights; None: those of `kinema weights`.
+        num_frames: Frames of each clip; None: all that it has.
         state: Where the network runs.
-        lenient: A clip that is too short ends the distance alone.
+        lenient: Leave FVD out, instead of raising, if a clip is too short.
 
     Raises:
         KinemaError: No such protocol, or, unless lenient, one that needs more frames than clips will have.
     """
     from kinema.eval.fvd import FrechetVideoDistance, LenientDistance, find_protocol
 
-    least = find_protocol(protocol).frames_needed
-    if not lenient and arguments.num_frames is not None and arguments.num_frames < least:
-        raise KinemaError(f"`--num-frames` (={arguments.num_frames}) must be at least {least} for `--fvd {protocol}`")
+    minimum = find_protocol(protocol).frames_needed
+    if not lenient and num_frames is not None and num_frames < minimum:
+        raise KinemaError(f"`--num-frames` (={num_frames}) must be at least {minimum} for `--fvd {protocol}`")
 
-    distance = FrechetVideoDistance(protocol, weights=arguments.weights, device=state.device)
+    distance = FrechetVideoDistance(protocol, weights=weights, device=state.device, hash_pixels=True)
     return LenientDistance(distance) if lenient else distance
 
 
 @dataclass
 class Outcome:
-    """What a measure found.
+    """The result of a measure.
 
     Attributes:
-        title: Of the page.
-        lines: For the terminal.
-        figures: For JSON.
+        title: Title of the page.
+        lines: Text for the terminal.
+        figures: Content of the JSON file.
         unreadable: Why clips were skipped, by name.
-        headline: What stands at the top of the page.
-        sections: All else on the page; empty where none is wanted.
-        notes: What the reader must be told.
+        headline: Top of the page.
+        sections: The rest of the page; empty if no page is asked for.
+        notes: Limits of the result that the reader must know.
     """
 
     title: str
@@ -201,26 +203,24 @@ class Outcome:
 
 
 def run_measure(
-    arguments: argparse.Namespace,
-    check: Callable[[argparse.Namespace], None],
-    measure: Callable[[argparse.Namespace, Processes], Outcome],
+    options: Options, check: Callable[[Options], None], measure: Callable[[Options, Processes], Outcome]
 ) -> None:
-    """Check, measure in all processes, report in one."""
-    check(arguments)
-    with processes(arguments.device) as state:
-        outcome = measure(arguments, state)
+    """Checks the options, measures in all processes, and reports in the main one."""
+    check(options)
+    with processes(options.reading.device) as state:
+        outcome = measure(options, state)
         if state.is_main:
-            publish(outcome, arguments)
+            publish(outcome, options.outputs)
 
 
-def publish(outcome: Outcome, arguments: argparse.Namespace) -> None:
-    """Print the lines, and write the files that were asked for."""
+def publish(outcome: Outcome, outputs: Outputs) -> None:
+    """Prints the lines, and writes the files that were asked for."""
     if outcome.unreadable:
         outcome.lines.append(f"{len(outcome.unreadable)} clips could not be read: {', '.join(outcome.unreadable)}")
     print("\n".join(displayed(line) for line in outcome.lines), flush=True)
-    if arguments.json is not None:
-        write_json(outcome.figures | {"unreadable": outcome.unreadable}, arguments.json)
-    if arguments.html is not None:
+    if outputs.json is not None:
+        write_json(outcome.figures | {"unreadable": outcome.unreadable}, outputs.json)
+    if outputs.html is not None:
         from kinema.eval.report import Report
         from kinema.eval.report.html import write_html
         from kinema.eval.report.sections import unreadable_section
@@ -232,7 +232,7 @@ def publish(outcome: Outcome, arguments: argparse.Namespace) -> None:
             sections=[*outcome.sections, *unreadable_section(outcome.unreadable)],
             command=command_line(),
         )
-        write_html(page, arguments.html, overwrite=arguments.overwrite)
+        write_html(page, outputs.html, overwrite=outputs.overwrite)
 
 
 def write_json(figures: Mapping[str, Any], path: str | Path) -> None:

@@ -1,31 +1,14 @@
-"""Frame metrics between clips and their references: PSNR, SSIM, LPIPS, VMAF, ...
+"""Frame metrics between clips and their references: PSNR, SSIM, LPIPS, VMAF, ..."""
 
-REFERENCE and CLIPS are folders in which clips pair by name, whatever their kinds of files are.
-`accelerate launch -m kinema eval compare ...` shares the work among processes, with the same result.
-"""
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from tyro.conf import Positional, arg
 
-from kinema.apps.commands.eval_common import (
-    Outcome,
-    Processes,
-    fetch_in_turn,
-    run_measure,
-)
-from kinema.apps.commands.eval_options import (
-    FITTING_LEAST,
-    FITTING_OPTIONS,
-    OUTPUT_OPTIONS,
-    RATE_OPTIONS,
-    READING_OPTIONS,
-    add_option,
-    add_options,
-    check_at_least,
-    check_outputs,
-    fitting_of,
-)
+from kinema.apps.commands.eval_common import Outcome, Processes, fetch_in_turn, run_measure
+from kinema.apps.commands.eval_options import FITTING_MINIMA, Fitting, MeasureOptions, check_outputs
+from kinema.command_line import check_at_least
+from kinema.eval.frames import DEFAULT_METRICS, METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,95 +18,75 @@ if TYPE_CHECKING:
     from kinema.eval.report import Clips
     from kinema.eval.round_trip import LongReconstruction
 
-HELP = "frame metrics of a folder of clips against a folder of references"
-
 SHOWN = 4
 """Clips on the page."""
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.set_defaults(run=run)
-    parser.add_argument("reference", metavar="REFERENCE", help="a folder of clips as they should be")
-    parser.add_argument("clips", metavar="CLIPS", help="a folder of clips of the same names, lengths and sizes")
-    add_metrics_argument(parser)
-    add_options(parser, FITTING_OPTIONS, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
+FrameMetrics = Annotated[
+    tuple[str, ...],
+    arg(metavar="NAME", help_behavior_hint=lambda default: f"{METRICS.describe()} (default: {default})"),
+]
 
 
-def add_metrics_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare which frame metrics are measured."""
-    add_option(
-        parser,
-        "--metrics",
-        nargs="+",
-        help="psnr ssim flicker (these without it), ms_ssim lpips_alex lpips_vgg vmaf warping_error fid kid",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Options(MeasureOptions):
+    """Frame metrics between clips and their references: PSNR, SSIM, LPIPS, VMAF, ...
 
+    REFERENCE and CLIPS are folders in which clips pair by name, whatever their kinds of files are.
+    `accelerate launch -m kinema eval compare ...` shares the work among processes, with the same result.
 
-def chosen_metrics(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The frame metrics that were asked for.
-
-    Raises:
-        KinemaError: One is unknown or named twice.
+    Attributes:
+        reference: A folder of clips as they should be.
+        clips: A folder of clips of the same names, lengths and sizes.
+        metrics: What to measure:
     """
-    from kinema.eval.frames import check_metrics
-    from kinema.eval.reconstruction import DEFAULT_METRICS
 
-    names = DEFAULT_METRICS if arguments.metrics is None else tuple(arguments.metrics)
-    check_metrics(names)
-    return names
-
-
-def networks_of(metrics: tuple[str, ...]) -> list[str]:
-    """Names of the weights that metrics need."""
-    from kinema.eval.frames import METRICS
-
-    return sorted({network for name in metrics if (network := METRICS[name].network) is not None})
+    reference: Annotated[Positional[str], arg(metavar="REFERENCE")]
+    clips: Annotated[Positional[str], arg(metavar="CLIPS")]
+    metrics: FrameMetrics = DEFAULT_METRICS
+    fitting: Fitting = field(default_factory=Fitting)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, measure, report."""
-    run_measure(arguments, check, measure)
+def run(options: Options) -> None:
+    """Checks, measures, reports."""
+    run_measure(options, check, measure)
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raise `KinemaError` over a mistake that shows before the work."""
-    check_at_least(arguments, FITTING_LEAST)
-    check_outputs(arguments, {"reference": arguments.reference, "clips": arguments.clips})
+def check(options: Options) -> None:
+    """Raises `KinemaError` over a mistake that shows before the work."""
+    check_at_least(options.fitting, FITTING_MINIMA)
+    check_outputs(options, {"reference": options.reference, "clips": options.clips})
+    METRICS.check(options.metrics)
 
 
-def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
+def measure(options: Options, state: Processes) -> Outcome:
     """What `run` reports."""
     from kinema.eval.clips import list_clips, pair_clips, read_pairs
     from kinema.eval.reconstruction import compare_clips
 
-    metrics = chosen_metrics(arguments)
-    sides = [list_clips(getattr(arguments, name), argument=name) for name in ("reference", "clips")]
+    sides = [list_clips(getattr(options, name), argument=name) for name in ("reference", "clips")]
     pairs = pair_clips(sides[0], sides[1], ("reference", "clips"))
-    fetch_in_turn(state, *networks_of(metrics))
+    fetch_in_turn(state, *METRICS.networks(options.metrics).values())
     shown = Shown(state, ("reference", "clip"))
-    left = state.fitted_clips(sides[0], arguments, "reference")
-    right = state.fitted_clips(sides[1], arguments, "clips")
-    result = compare_clips(read_pairs(pairs, left, right), metrics, device=state.device, watch=shown)
+    left = state.fitted_clips(sides[0], options, "reference", options.fitting)
+    right = state.fitted_clips(sides[1], options, "clips", options.fitting)
+    result = compare_clips(read_pairs(pairs, left, right), options.metrics, device=state.device, watch=shown)
     outcome = Outcome("Clips against their references", describe(result), result.as_dict())
-    outcome.figures["protocol"] = fitting_of(arguments) | averaging_of(metrics)
-    outcome.add_rates({"reference": left.side_rates, "clips": right.side_rates}, arguments.fps)
+    outcome.figures["protocol"] = protocol_of(options.fitting, options.metrics)
+    outcome.add_rates({"reference": left.side_rates, "clips": right.side_rates}, options.fps)
     for side, clips in (("reference", left), ("clips", right)):
         outcome.unreadable |= {f"{side}/{name}": reason for name, reason in clips.unreadable.items()}
-    if arguments.html is not None and state.is_main:
-        from kinema.eval.report.sections import reconstruction_headline, reconstruction_section
+    if options.outputs.html is not None and state.is_main:
+        from kinema.eval.report.sections import metrics_headline, reconstruction_section
 
-        outcome.headline = reconstruction_headline(result)
+        outcome.headline = metrics_headline(result.metrics)
         outcome.sections = [reconstruction_section(result, clips=shown.rows())]
     return outcome
 
 
-def averaging_of(metrics: Sequence[str]) -> dict[str, Any]:
-    """What a value means, for JSON: how frames and clips are averaged, and the network of each metric that has one."""
-    from kinema.eval.frames import METRICS
-
-    networks = {name: METRICS[name].network for name in metrics if METRICS[name].network is not None}
-    return {"mean": "over frames, then over clips", "networks": networks}
+def protocol_of(fitting: Fitting, metrics: tuple[str, ...]) -> dict[str, Any]:
+    """What a value means, for JSON: which frames are measured and how they are averaged, and the metrics' networks."""
+    means = {"mean": "over frames, then over clips", "networks": METRICS.networks(metrics)}
+    return fitting.as_dict() | means
 
 
 class Shown:
@@ -157,7 +120,6 @@ class Shown:
 def describe(result: "ReconstructionReport") -> list[str]:
     """A table of means as lines of text."""
     from kinema.eval.report import number
-    from kinema.eval.report.sections import title_of
 
     number_of_clips = len(result.clips)
     lines = [f"{number_of_clips} clip{'s' * (number_of_clips != 1)}, {result.num_frames} frames"]
@@ -165,5 +127,5 @@ def describe(result: "ReconstructionReport") -> list[str]:
     for name, value in result.metrics.items():
         cells = (value, result.first_frame.get(name), result.chunk_border.get(name))
         mean, first, border = (number(cell) for cell in cells)
-        lines.append(f"{title_of(name):18}{mean:>12}{first:>14}{border:>12}")
+        lines.append(f"{METRICS[name].title:18}{mean:>12}{first:>14}{border:>12}")
     return lines

@@ -1,82 +1,89 @@
-"""All measures of a tokenizer and of a generator at once: one page, one JSON file.
+"""All measures of a tokenizer and of a generator at once: one page, one JSON file."""
 
-With `--data` the tokenizer is measured on these clips, with `--prompts` the generator; with both, the generator's clips
-are compared with the real ones, too. What cannot be measured (no weights, too few frames or clips) is named, and
-the rest is measured.
-"""
-
-import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from kinema.apps.commands import eval_generation, eval_reconstruction
-from kinema.apps.commands.eval_common import (
-    Outcome,
-    Processes,
-    run_measure,
-)
+from kinema.apps.commands.eval_common import Outcome, Processes, run_measure
 from kinema.apps.commands.eval_options import (
-    OUTPUT_OPTIONS,
-    RATE_OPTIONS,
-    READING_OPTIONS,
-    add_option,
-    add_options,
-    check_at_least,
+    Fitting,
+    MeasureOptions,
+    OptionalFile,
+    OptionalFolder,
+    OptionalName,
     check_outputs,
 )
+from kinema.command_line import check_at_least
 from kinema.errors import KinemaError
 
 if TYPE_CHECKING:
     from kinema.eval.suite import Choice
 
-HELP = "all measures of a tokenizer and a generator at once"
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MeasureOptions):
+    """All measures of a tokenizer and of a generator at once: one page, one JSON file.
+
+    With `--data` the tokenizer is measured on these clips, with `--prompts` the generator; with both, the generator's
+    clips are compared with the real ones, too. What cannot be measured (no weights, too few frames or clips) is named,
+    and the rest is measured.
+
+    Attributes:
+        data: A folder of real clips.
+        tokenizer: A tokenizer's folder, or a name as in `kinema reconstruct`; else the embedded one.
+        prompts: A text file (UTF-8) with a prompt a line.
+        model: A pipeline's folder; else the embedded model.
+        clip: The CLIP of clip_score: a hub id or a folder.
+        protocol: Protocol of FVD.
+        num_frames: Frames of a clip.
+        resolution: Side of the tokenizer's clips.
+        seed: Seed of the first generated clip; each next clip takes one more.
+    """
+
+    data: OptionalFolder = None
+    tokenizer: OptionalName = None
+    prompts: OptionalFile = None
+    model: OptionalFolder = None
+    clip: OptionalName = None
+    protocol: Annotated[str, arg(metavar="NAME")] = "styleganv"
+    num_frames: Annotated[int, arg(metavar="N")] = 17
+    resolution: Annotated[int, arg(metavar="PIXELS")] = 128
+    seed: Annotated[int, arg(metavar="N")] = 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the command takes."""
-    parser.set_defaults(run=run)
-    parser.add_argument("--data", metavar="DIR", help="a folder of real clips")
-    for flag in ("--tokenizer", "--prompts", "--model", "--clip"):
-        add_option(parser, flag)
-    parser.add_argument("--protocol", default="styleganv", metavar="NAME", help="of FVD (%(default)s)")
-    parser.add_argument("--num-frames", type=int, default=17, metavar="N", help="frames of a clip (%(default)s)")
-    parser.add_argument(
-        "--resolution", type=int, default=128, metavar="PIXELS", help="side of the tokenizer's clips (%(default)s)"
-    )
-    add_option(parser, "--seed")
-    add_options(parser, RATE_OPTIONS, OUTPUT_OPTIONS, READING_OPTIONS)
+def run(options: Options) -> None:
+    """Checks, measures what can be measured, reports."""
+    run_measure(options, check, measure)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Check, measure what can be measured, report."""
-    run_measure(arguments, check, measure)
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Raise `KinemaError` over a mistake that shows before the work."""
-    check_at_least(arguments, {"num_frames": 9, "resolution": 32})
-    check_outputs(arguments, {"--prompts": arguments.prompts, "--data": arguments.data})
-    if arguments.data is None and arguments.prompts is None:
+def check(options: Options) -> None:
+    """Raises `KinemaError` over a mistake that shows before the work."""
+    check_at_least(options, {"num_frames": 9, "resolution": 32})
+    check_outputs(options, {"--prompts": options.prompts, "--data": options.data})
+    if options.data is None and options.prompts is None:
         raise KinemaError("`--data DIR` or `--prompts FILE` must be given, or both")
 
     from kinema.eval.fvd import find_protocol
 
-    find_protocol(arguments.protocol)
-    for module, options in _parts(arguments).values():
-        module.check(options)
+    find_protocol(options.protocol)
+    for module, part in _parts(options).values():
+        module.check(part)
 
 
-def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
-    """What `run` reports: of each part all that can be measured, and why the rest cannot."""
+def measure(options: Options, state: Processes) -> Outcome:
+    """Measures all that can be measured of each part, and says why the rest cannot."""
     whole = Outcome("Suite", [], {})
     failures: dict[str, KinemaError] = {}
-    parts = _parts(arguments)
-    for name, (module, options) in parts.items():
+    parts = _parts(options)
+    for name, (module, part_options) in parts.items():
         if state.is_main:  # each takes minutes, and not every log shows bars
             print(f"measuring {name}", file=sys.stderr, flush=True)
-        missing = _leave_out_what_is_missing(name, options, state)
+        part_options, missing = _measurable(name, part_options, state)
         try:
-            part = module.measure(options, state, lenient=True)
+            part = module.measure(part_options, state, lenient=True)
         except KinemaError as error:
             # Of several processes another may have found nothing wrong, and wait for this one.
             if state.world_size > 1:
@@ -91,63 +98,52 @@ def measure(arguments: argparse.Namespace, state: Processes) -> Outcome:
     return whole
 
 
-def _parts(arguments: argparse.Namespace) -> dict[str, tuple[Any, argparse.Namespace]]:
+def _parts(options: Options) -> dict[str, tuple[Any, Any]]:
     """What is measured: name -> the command that does it, and its options."""
-    parts = {}
-    if arguments.data is not None:
-        parts["reconstruction"] = eval_reconstruction, _reconstruction(arguments)
-    if arguments.prompts is not None:
-        parts["generation"] = eval_generation, _generation(arguments)
+    shared = {"fps": options.fps, "outputs": replace(options.outputs, json=None), "reading": options.reading}
+    parts: dict[str, tuple[Any, Any]] = {}
+    if options.data is not None:
+        parts["reconstruction"] = (
+            eval_reconstruction,
+            eval_reconstruction.Options(
+                data=options.data,
+                tokenizer=options.tokenizer,
+                fvd=options.protocol,
+                fitting=Fitting(num_frames=options.num_frames, resolution=options.resolution),
+                **shared,
+            ),
+        )
+    if options.prompts is not None:
+        parts["generation"] = (
+            eval_generation,
+            eval_generation.Options(
+                prompts=options.prompts,
+                model=options.model,
+                clip=options.clip,
+                reference=options.data,
+                fvd=None if options.data is None else options.protocol,
+                num_frames=options.num_frames,
+                seed=options.seed,
+                **shared,
+            ),
+        )
     return parts
 
 
-def _reconstruction(arguments: argparse.Namespace) -> argparse.Namespace:
-    line = [*_given(arguments, "data", "num_frames", "resolution", "tokenizer"), f"--fvd={arguments.protocol}"]
-    return _parse(eval_reconstruction, [*line, *_shared(arguments)])
-
-
-def _generation(arguments: argparse.Namespace) -> argparse.Namespace:
-    line = _given(arguments, "prompts", "seed", "num_frames", "model", "clip")
-    if arguments.data is not None:
-        line += [f"--reference={arguments.data}", f"--fvd={arguments.protocol}"]
-    return _parse(eval_generation, [*line, *_shared(arguments)])
-
-
-def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
-    """The options of these names that the user gave, as they would be written."""
-    words: list[str] = []
-    for name in names:
-        value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
-    return words
-
-
-def _shared(arguments: argparse.Namespace) -> list[str]:
-    flags = ["--overwrite"] if arguments.overwrite else []
-    return [*_given(arguments, "html", "device", "max_unreadable", "fps", "value_range", "layout"), *flags]
-
-
-def _parse(module: Any, line: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="kinema eval suite", allow_abbrev=False)
-    module.add_arguments(parser)
-    return parser.parse_args(line)
-
-
-def _leave_out_what_is_missing(name: str, options: argparse.Namespace, state: Processes) -> dict[str, str]:
-    """Sets the metrics that can be measured, and says why the others cannot; all processes agree on it."""
+def _measurable(name: str, options: Any, state: Processes) -> tuple[Any, dict[str, str]]:
+    """The options with the metrics that can be measured, and why the others cannot; the same in all processes."""
     chosen: list[Any] = [_choices(name, options) if state.is_main else None]
     if state.world_size > 1:
         import torch
 
         torch.distributed.broadcast_object_list(chosen)
     metrics, distance = chosen[0]
-    options.metrics = list(metrics.metrics)
-    options.fvd = options.fvd if distance.metrics else None
+    options = replace(options, metrics=metrics.metrics, fvd=options.fvd if distance.metrics else None)
     prefix = "r" if name == "reconstruction" else ""
-    return {**metrics.missing, **{f"{prefix}{key}": reason for key, reason in distance.missing.items()}}
+    return options, {**metrics.missing, **{f"{prefix}{key}": reason for key, reason in distance.missing.items()}}
 
 
-def _choices(name: str, options: argparse.Namespace) -> "tuple[Choice, Choice]":
+def _choices(name: str, options: Any) -> "tuple[Choice, Choice]":
     """The metrics of a part, and FVD, as far as they can be measured."""
     from kinema.eval.clips import list_clips
     from kinema.eval.fvd import find_protocol
@@ -155,14 +151,15 @@ def _choices(name: str, options: argparse.Namespace) -> "tuple[Choice, Choice]":
     from kinema.eval.suite import Choice, fvd_choice, generation_choice, reconstruction_choice
     from kinema.eval.weights import fetch_weights
 
-    def distance(*counts: int | None) -> Choice:
+    def distance(num_frames: int | None, *counts: int | None) -> Choice:
         if options.fvd is None:
             return Choice(())
         known = [count for count in counts if count is not None]
-        return fvd_choice(fetch_weights, find_protocol(options.fvd), num_frames=options.num_frames, num_clips=known)
+        return fvd_choice(fetch_weights, find_protocol(options.fvd), num_frames=num_frames, num_clips=known)
 
     if name == "reconstruction":
-        return reconstruction_choice(fetch_weights), distance(len(list_clips(options.data, argument="--data")))
+        num_clips = len(list_clips(options.data, argument="--data"))
+        return reconstruction_choice(fetch_weights), distance(options.fitting.num_frames, num_clips)
     numbers = eval_generation.known_numbers(options)
     frames = generation_choice(
         fetch_weights,
@@ -171,11 +168,11 @@ def _choices(name: str, options: argparse.Namespace) -> "tuple[Choice, Choice]":
         frame_network=DEFAULT_FRAME_NETWORK,
         **numbers,
     )
-    return frames, distance(numbers["num_clips"], numbers["num_reference"])
+    return frames, distance(options.num_frames, numbers["num_clips"], numbers["num_reference"])
 
 
 def _add(whole: Outcome, name: str, part: Outcome) -> None:
-    """A part of the suite to the whole."""
+    """Adds a part of the suite to the whole."""
     whole.lines += [f"{part.title}:", *(f"  {line}" for line in part.lines)]
     whole.figures[name] = part.figures
     whole.unreadable |= part.unreadable

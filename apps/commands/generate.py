@@ -176,8 +176,12 @@ def _sample_size(pipeline: Any) -> tuple[int, int, int]:
     return getattr(pipeline, "config", {}).get("sample_size") or (0, 0, 0)
 
 
-def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the pipeline's call that the user gave; the model has its own values for the others."""
+def given_options(arguments: Any) -> dict[str, Any]:
+    """The arguments of the pipeline's call that the user gave; the model has its own values for the others.
+
+    Args:
+        arguments: An object with the attributes that `add_call_arguments` declares.
+    """
     options = {
         "num_frames": arguments.num_frames,
         "height": arguments.height,
@@ -265,8 +269,12 @@ def check_attention(arguments: argparse.Namespace) -> None:
             raise KinemaError(f"`--{name.replace('_', '-')}` (={value}) must go with `--attention`")
 
 
-def check_numbers(arguments: argparse.Namespace) -> None:
-    """Raise `KinemaError` where a number that was given is out of range."""
+def check_numbers(arguments: Any) -> None:
+    """Raises `KinemaError` if a number is out of range.
+
+    Args:
+        arguments: An object with the attributes that `add_call_arguments` declares, `seed` and `fps`.
+    """
     for name in ("num_frames", "height", "width", "num_steps"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

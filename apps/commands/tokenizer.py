@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.apps.commands.eval_options import check_at_least
+from kinema.command_line import check_at_least
 from kinema.errors import KinemaError
 from kinema.files import atomic_path, check_output_file
 

@@ -1,5 +1,7 @@
 """Inception score: classifications that are sure one by one and varied together (Salimans et al. 2016)."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,3 +34,8 @@ def inception_score(logits: Float[Tensor, "n k"], *, splits: int = 1) -> tuple[f
         scores.append((part.exp() * (part - marginal)).sum(1).mean().exp())
     values = torch.stack(scores)
     return float(values.mean()), float(values.std(unbiased=False))
+
+
+def make() -> Callable[[Tensor, Tensor], Mapping[str, float]]:
+    """Returns the metric of generated features, which are logits; the first argument is not used."""
+    return lambda _, fake: {"inception_score": inception_score(fake)[0]}

@@ -4,13 +4,17 @@ Precision and recall: Kynkäänniemi et al. 2019, "Improved Precision and Recall
 al. 2020, "Reliable Fidelity and Diversity Metrics". Shapes: features `n d`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
+
+NUM_NEIGHBOURS = 5
+"""`k` of Naeem et al."""
 
 _CHUNK = 2048  # rows of a distance matrix at a time
 
@@ -32,7 +36,9 @@ class ManifoldScores:
     coverage: float
 
 
-def manifold_scores(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = 5) -> ManifoldScores:
+def manifold_scores(
+    real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, k: int = NUM_NEIGHBOURS
+) -> ManifoldScores:
     """Precision, recall, density and coverage.
 
     Args:
@@ -78,3 +84,14 @@ def _reach(features: Float[Tensor, "n d"], k: int) -> Float[Tensor, " n"]:
 def _distances(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     # Not through |a|² + |b|² - 2ab: its round-off would let a feature miss its own copy.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def make() -> Callable[[Tensor, Tensor], Mapping[str, float | None]]:
+    """Returns the four scores of real and generated features; None of sets that are too small."""
+
+    def scores(real: Tensor, fake: Tensor) -> Mapping[str, float | None]:
+        if min(len(real), len(fake)) <= NUM_NEIGHBOURS:
+            return dict.fromkeys(ManifoldScores.__dataclass_fields__)
+        return asdict(manifold_scores(real, fake))
+
+    return scores

@@ -6,6 +6,9 @@ unbiased; Luo et al. 2024 (JEDi), square, biased and times 100.
 Shapes: features `n d`; sums are float64.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -72,3 +75,9 @@ def kernel_distance(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> f
 def jedi_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"]) -> float:
     """The discrepancy of JEDi: kernel `(x·y / d)²`, biased, times 100; never negative."""
     return max(0.0, 100 * polynomial_mmd(real, fake, degree=2, offset=0.0, unbiased=False))
+
+
+def make(score: Literal["kvd", "mmd"]) -> Callable[[Tensor, Tensor], Mapping[str, float]]:
+    """Returns the metric `score` of real and generated features."""
+    distance = {"kvd": kernel_distance, "mmd": jedi_mmd}[score]
+    return lambda real, fake: {score: distance(real, fake)}

@@ -1,8 +1,12 @@
 """Frame metrics: how a clip differs from its reference, frame by frame or as a set of frames.
 
-`METRICS` is the table of them. Importing it imports no torch: a metric's file is imported when the metric is loaded.
+`METRICS` has those of `kinema.eval.metrics`. Importing it imports no torch.
 """
 
-from kinema.eval.frames.table import METRICS, FrameMeasure, Metric, SetMeasure, check_metrics
+from kinema.eval.frames.interface import FrameMeasure, SetMeasure
+from kinema.eval.metrics import FRAME_METRICS as METRICS
 
-__all__ = ["METRICS", "FrameMeasure", "Metric", "SetMeasure", "check_metrics"]
+DEFAULT_METRICS = ("psnr", "ssim", "flicker")
+"""Those that need neither weights nor another program, and take frames of any size."""
+
+__all__ = ["DEFAULT_METRICS", "METRICS", "FrameMeasure", "SetMeasure"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from kinema.eval.distributions import GaussianStatistics, frechet_distance
-from kinema.eval.frames.table import SetMeasure
+from kinema.eval.frames.interface import SetMeasure
 from kinema.eval.summaries import place_state
 
 
@@ -56,5 +56,5 @@ class FrameFID(Metric):
 
 
 def make(device: torch.device, weights: Path | None = None) -> SetMeasure:
-    """The measure of the table; its sums stay on the CPU, or on the GPU, where processes can exchange them."""
+    """Returns the metric, with its sums on the GPU if `device` is one, else on the CPU."""
     return place_state(FrameFID(), device)

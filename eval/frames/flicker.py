@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair
-from kinema.eval.frames.table import FrameMeasure
 
 
 def flicker(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
@@ -30,5 +30,5 @@ def flicker(reference: Clip, clip: Clip) -> Float[Tensor, "b t"]:
 
 
 def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
-    """The measure of the table: where the clips are is where it computes, so `device` does not matter."""
+    """Returns `flicker`, which computes where the clips are: `device` is not used."""
     return flicker

@@ -10,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from kinema.errors import KinemaError
 from kinema.eval.distributions import kernel_distance
-from kinema.eval.frames.table import SetMeasure
+from kinema.eval.frames.interface import SetMeasure
 from kinema.eval.summaries import place_state
 
 MOST_FRAMES = 50_000
@@ -62,5 +62,5 @@ class FrameKID(Metric):
 
 
 def make(device: torch.device, weights: Path | None = None) -> SetMeasure:
-    """The measure of the table; its features stay on the CPU, or on the GPU, where processes can exchange them."""
+    """Returns the metric, with its features on the GPU if `device` is one, else on the CPU."""
     return place_state(FrameKID(), device)

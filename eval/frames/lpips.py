@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair, by_image
-from kinema.eval.frames.table import FrameMeasure
 
 
 def lpips(
@@ -33,10 +33,10 @@ def lpips(
 
 
 def make(device: torch.device, weights: Path | None = None, *, net: Literal["alex", "vgg"]) -> FrameMeasure:
-    """The measure of the table.
+    """Returns the metric with its network on `device`.
 
     Raises:
-        KinemaError: The weights cannot be had.
+        KinemaError: The weights are neither in the cache nor can be fetched.
     """
     from kinema.eval.networks.lpips import load_lpips
 

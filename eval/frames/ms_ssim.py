@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair, by_image, check_side
-from kinema.eval.frames.table import FrameMeasure
 
 WINDOW = 11
 """Pixels a side, torchmetrics' own."""
@@ -42,5 +42,5 @@ def _ms_ssim_of_images(a: Tensor, b: Tensor) -> Tensor:
 
 
 def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
-    """The measure of the table: where the clips are is where it computes, so `device` does not matter."""
+    """Returns `ms_ssim`, which computes where the clips are: `device` is not used."""
     return ms_ssim

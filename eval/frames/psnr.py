@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair
-from kinema.eval.frames.table import FrameMeasure
 
 CEILING = 100.0
 """dB of equal images, where the formula says infinity: nothing that reads or averages numbers can use that."""
@@ -53,5 +53,5 @@ def clip_psnr(reference: Float[Tensor, "b c t h w"], clip: Float[Tensor, "b c t 
 
 
 def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
-    """The measure of the table: where the clips are is where it computes, so `device` does not matter."""
+    """Returns `psnr`, which computes where the clips are: `device` is not used."""
     return psnr

@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair, check_side, to_levels
-from kinema.eval.frames.table import FrameMeasure
 
 MIN_SIDE = 32
 """Pixels: libvmaf halves the frame four times, and its windows must fit."""
@@ -83,5 +83,5 @@ def _ffmpeg() -> str:
 
 
 def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
-    """The measure of the table; it runs on the CPU, whatever `device` is."""
+    """Returns `vmaf`, which runs on the CPU: `device` is not used."""
     return vmaf

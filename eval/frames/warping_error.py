@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
+from kinema.eval.frames.interface import FrameMeasure
 from kinema.eval.frames.pixels import Clip, as_pair
-from kinema.eval.frames.table import FrameMeasure
 
 
 @torch.no_grad()
@@ -105,10 +105,10 @@ def visible(flow: Float[Tensor, "n 2 h w"], back: Float[Tensor, "n 2 h w"]) -> B
 
 
 def make(device: torch.device, weights: Path | None = None) -> FrameMeasure:
-    """The measure of the table.
+    """Returns the metric with its network on `device`.
 
     Raises:
-        KinemaError: The weights cannot be had.
+        KinemaError: The weights are neither in the cache nor can be fetched.
     """
     from kinema.eval.motion.flow import load_flow
 

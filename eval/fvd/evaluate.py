@@ -1,7 +1,7 @@
 """FVD of two sets of clips, from names and frames to a result."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ def evaluate_fvd(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 4,
-    extra: Sequence[str] = EXTRAS,
+    extra: Collection[str] = EXTRAS,
+    hash_pixels: bool = True,
     resamples: int = 32,
     features: VideoFeatures | None = None,
 ) -> FVDResult:
@@ -45,6 +46,8 @@ def evaluate_fvd(
         device: Where the network runs.
         batch_size: Windows a pass.
         extra: Scores besides FVD, of `EXTRAS`; without any, memory does not grow with the number of clips.
+        hash_pixels: Hash the pixels of each window on the CPU, so that the same clips on both sides have a distance of
+            exactly 0, instead of round-off.
         resamples: Draws of the bootstrap for the interval; 0 for none.
         features: The pass to use, with its protocol; it takes the place of `protocol`, `weights`, `device` and
             `batch_size`.
@@ -54,7 +57,7 @@ def evaluate_fvd(
             another protocol.
     """
     features = features or VideoFeatures(protocol, weights=weights, device=device, batch_size=batch_size)
-    metric = FrechetVideoDistance(features=features, extra=extra)
+    metric = FrechetVideoDistance(features=features, extra=extra, hash_pixels=hash_pixels)
     if isinstance(real, ReferenceStatistics):
         metric.add_reference(real)
     else:
@@ -70,7 +73,7 @@ def evaluate_fvd(
 def reference_statistics(
     clips: NamedClips, content: str, features: VideoFeatures, *, keep_features: bool = True
 ) -> ReferenceStatistics:
-    """Statistics of real clips, to save and to use as `real` of `evaluate_fvd`.
+    """Statistics of real clips, with hashes of their pixels, to save and to use as `real` of `evaluate_fvd`.
 
     In several processes each gives its own part of the clips, and all get the statistics of the whole.
 
@@ -83,7 +86,7 @@ def reference_statistics(
     Raises:
         KinemaError: Fewer than two clips, or a clip that is too short.
     """
-    metric = FrechetVideoDistance(features=features, extra=EXTRAS if keep_features else ())
+    metric = FrechetVideoDistance(features=features, extra=EXTRAS if keep_features else (), hash_pixels=True)
     metric.update_clips(_watched(clips, "real"), real=True)
     statistics = metric.real_statistics(content)
     if statistics.num_clips < 2:

@@ -61,7 +61,7 @@ class VideoFeatures:
 
     @torch.no_grad()
     def __call__(self, windows: UInt8[Tensor, "b 3 t h w"] | Float[Tensor, "b 3 t h w"]) -> Float[Tensor, "b d"]:
-        """Features of windows of one size, float32 on the CPU.
+        """Features of windows of one size, float32 on `device`.
 
         Args:
             windows: uint8 0..255, or floats in [-1, 1].
@@ -70,7 +70,7 @@ class VideoFeatures:
             KinemaError: Fewer than 9 frames, or a float that is NaN or out of range.
         """
         parts = [self._pass([self._prepare(part)]) for part in windows.split(self.batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.network.num_features)
+        return torch.cat(parts) if parts else torch.empty(0, self.network.num_features, device=self.device)
 
     @torch.no_grad()
     def stream(self, windows: Iterable[NamedWindow]) -> Iterator[tuple[list[NamedWindow], Float[Tensor, "b d"]]]:
@@ -104,4 +104,4 @@ class VideoFeatures:
     def _pass(self, prepared: list[Tensor]) -> Float[Tensor, "b d"]:
         # TF32 is what torch's convolutions use on a GPU unless told: ten bits are too few here.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network(torch.cat(prepared)).float().cpu()
+            return self.network(torch.cat(prepared)).float()

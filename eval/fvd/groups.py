@@ -46,11 +46,11 @@ class GroupedSums:
         return cls(torch.zeros(NUM_GROUPS, dtype=torch.int64), torch.zeros_like(outer[..., 0]), outer)
 
     def update(self, features: Float[Tensor, "n d"], names: list[str]) -> None:
-        """Take features of clips of these names in."""
-        features = features.to(self.sum.device, torch.float64)
+        """Adds features of clips of these names."""
+        features = features.to(self.sum.device).double()
         groups = torch.tensor([group_of(name) for name in names])
         for group in groups.unique().tolist():
-            rows = features[groups.to(features.device) == group]
+            rows = features[groups == group]
             self.count[group] += rows.shape[0]
             self.sum[group] += rows.sum(0)
             self.outer[group] += rows.T @ rows
@@ -65,7 +65,7 @@ class GroupedSums:
         counts = weights.to(self.count.device)
         weights = counts.to(self.sum)
         outer = torch.tensordot(weights, self.outer, 1)
-        return GaussianStatistics(int(counts @ self.count), weights @ self.sum, outer)
+        return GaussianStatistics(int((counts * self.count).sum()), weights @ self.sum, outer)
 
 
 def fvd_at_infinity(real: GroupedSums, fake: GroupedSums, covariance: Covariance) -> float | None:

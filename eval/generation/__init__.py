@@ -1,11 +1,12 @@
 """Metrics of generated clips: how well they match their prompts, and how they move.
 
-`METRICS` is the table of them. What needs torch is imported when it is first asked for.
+`METRICS` has those of `kinema.eval.metrics`. What needs torch is imported on first use.
 """
 
 from typing import TYPE_CHECKING
 
-from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, GenerationMetric, check_metrics
+from kinema.eval.generation.requirements import DEFAULT_METRICS, check_metrics
+from kinema.eval.metrics import GENERATION_METRICS as METRICS
 from kinema.lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ __all__ = [
     "DEFAULT_METRICS",
     "METRICS",
     "GeneratedClip",
-    "GenerationMetric",
     "GenerationReport",
     "check_metrics",
     "evaluate_generation",

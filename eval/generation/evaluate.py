@@ -11,8 +11,9 @@ from kinema.errors import KinemaError
 from kinema.eval.clips import Frames
 from kinema.eval.generation.looks import ClipMeasure, Look, Networks
 from kinema.eval.generation.report import GeneratedClip, GenerationReport
+from kinema.eval.generation.requirements import DEFAULT_METRICS, check_metrics
 from kinema.eval.generation.sets import SetMeasures
-from kinema.eval.generation.table import DEFAULT_METRICS, METRICS, check_metrics
+from kinema.eval.metrics import GENERATION_METRICS as METRICS
 from kinema.eval.summaries import gather, mean, naming, number, total_length
 from kinema.eval.windows import in_windows, window_length
 from kinema.files import counting_order
@@ -57,7 +58,7 @@ def evaluate_generation(
         num_clips=total_length(clips),
         num_reference=total_length(reference),
     )
-    measures = {name: METRICS[name].make(networks) for name in metrics if METRICS[name].kind == "clip"}
+    measures = {name: METRICS[name].make(networks) for name in metrics if METRICS[name].inputs == "clip"}
     sets = SetMeasures(metrics, networks, lenient=lenient)
 
     num_reference = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.eval.frames.features import FrameFeatures
-from kinema.eval.generation.table import STREAM_FRAMES
+from kinema.eval.generation.requirements import STREAM_FRAMES
 from kinema.eval.motion.flow import FLOW_SIDE, load_flow
 from kinema.eval.motion.frame_networks import DEFAULT_FRAME_NETWORK, CLIPFrameNetwork, load_frame_network
 from kinema.eval.text.clip import CLIPEncoder, load_clip

@@ -5,7 +5,8 @@ from typing import Any
 
 from kinema.errors import KinemaError
 from kinema.eval.generation.looks import Look, Networks
-from kinema.eval.generation.table import METRICS, too_little
+from kinema.eval.generation.requirements import too_little
+from kinema.eval.metrics import GENERATION_METRICS as METRICS
 from kinema.eval.summaries import gather, naming, number
 
 
@@ -22,7 +23,7 @@ class SetMeasures:
     """
 
     def __init__(self, metrics: Sequence[str], networks: Networks, *, lenient: bool = False) -> None:
-        self.names = [name for name in metrics if METRICS[name].kind == "set"]
+        self.names = [name for name in metrics if METRICS[name].inputs == "clip sets"]
         self.lenient = lenient
         self._measures: dict[str, Any] = {}
         for name in self.names:

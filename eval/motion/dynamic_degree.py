@@ -95,7 +95,7 @@ def _stride(fps: float) -> int:
 
 
 def make(networks: Networks) -> ClipMeasure:
-    """The measure of the table; its curve is `movement`, above 1 where the clip moves.
+    """Returns the metric; its curve is `movement`, above 1 where the clip moves.
 
     Raises:
         KinemaError: The flow network cannot be had, or `fps` is not above 0.

@@ -76,7 +76,7 @@ def motion_smoothness(
 
 
 def make(networks: Networks) -> ClipMeasure:
-    """The measure of the table.
+    """Returns the metric.
 
     Raises:
         KinemaError: The flow network cannot be had.

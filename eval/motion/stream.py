@@ -5,7 +5,6 @@ the shape of their spectrum how it changes. Shapes: features `b t d`, of one len
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from torchmetrics import Metric
 from kinema.errors import KinemaError
 from kinema.eval.distributions.manifold import manifold_scores
 from kinema.eval.generation.looks import Look, Networks
-from kinema.eval.summaries import gather, place_state
+from kinema.eval.summaries import gather_states, place_state
 
 _NUM_BINS = 50
 _NUM_NEIGHBOURS = 5
@@ -102,7 +101,7 @@ class STREAM(Metric):
     fake_mean: list[Tensor]
 
     def __init__(self, num_frames: int = 16) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=gather_states)
         if num_frames < 4:
             raise KinemaError(f"`num_frames` (={num_frames}) must be at least 4")
         self.num_frames = num_frames
@@ -124,16 +123,6 @@ class STREAM(Metric):
         skewness, mean = (values.to(self.device) for values in spectrum(features))
         (self.real_skewness if real else self.fake_skewness).append(skewness)
         (self.real_mean if real else self.fake_mean).append(mean)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """As torchmetrics', for processes without a clip, too: they must have something of the same width to gather."""
-        if kwargs.get("should_sync", True) and not self._is_synced:
-            rows: list[list[Tensor]] = [getattr(self, name) for name in _STATES]
-            width = max(gather(max((part.shape[1] for side in rows for part in side), default=0)))
-            for side in rows:
-                if not side:
-                    side.append(torch.empty(0, width, dtype=torch.float64, device=self.device))
-        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, float]:
         """`stream_t`, `stream_f` and `stream_d`, each in [0, 1].

@@ -30,5 +30,5 @@ def temporal_flickering(clip: Clip) -> Float[Tensor, "b t"]:
 
 
 def make(networks: Networks) -> ClipMeasure:
-    """The measure of the table; it needs no network."""
+    """Returns the metric, which needs no network."""
     return ClipMeasure(curve=lambda look: temporal_flickering(look.clip)[0], value=mean_of_defined, before=1)

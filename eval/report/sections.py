@@ -1,27 +1,16 @@
 """Parts of a report from the results of measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kinema.eval.frames import METRICS
 from kinema.eval.fvd import FVDResult
-from kinema.eval.generation import METRICS as GENERATION_METRICS
 from kinema.eval.generation import GenerationReport
+from kinema.eval.metrics import METRICS
 from kinema.eval.reconstruction import ReconstructionReport, border_frames
 from kinema.eval.report import plots
 from kinema.eval.report.document import Clips, Section, Table, number
 
 Headline = list[tuple[str, Any, str]]
-
-_SCORES = {
-    "kvd": ("KVD (cubic kernel, unbiased)", "lower"),
-    "mmd": ("MMD (quadratic kernel, biased, times 100)", "lower"),
-    "precision": ("Precision", "higher"),
-    "recall": ("Recall", "higher"),
-    "density": ("Density", "higher"),
-    "coverage": ("Coverage", "higher"),
-    "inception_score": ("Video inception score", "higher"),
-}
 
 _MOST_ROWS = 200
 
@@ -46,7 +35,7 @@ def fvd_section(result: FVDResult, title: str = "Fréchet Video Distance", clips
         ("real windows", result.num_real),
         ("generated windows", result.num_fake),
     ]
-    scores = [(f"{_SCORES[name][0]}, {_SCORES[name][1]} is better", value) for name, value in result.scores.items()]
+    scores = [(f"{METRICS[name].title}, {METRICS[name].remark}", value) for name, value in result.scores.items()]
     tables = [Table(head=("", "value"), rows=values)]
     if scores:
         tables.append(Table(head=("on the same features", "value"), rows=scores))
@@ -81,18 +70,9 @@ def _setting(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def title_of(metric: str) -> str:
-    """A metric's name in a table's head."""
-    return METRICS[metric].title if metric in METRICS else metric
-
-
-def reconstruction_headline(result: ReconstructionReport) -> Headline:
-    """The mean of each metric."""
-    remarks = {True: "higher is better", False: "lower is better"}
-    return [
-        (title_of(name), value, remarks[METRICS[name].higher_is_better] if name in METRICS else "")
-        for name, value in result.metrics.items()
-    ]
+def metrics_headline(metrics: Mapping[str, float | None]) -> Headline:
+    """The value of each metric, and which values are better."""
+    return [(METRICS[name].title, value, METRICS[name].remark) for name, value in metrics.items()]
 
 
 def reconstruction_section(
@@ -100,7 +80,7 @@ def reconstruction_section(
 ) -> Section:
     """Means, first frames and borders apart, curves over frames, and each clip."""
     means = [
-        (title_of(name), value, result.first_frame.get(name), result.chunk_border.get(name))
+        (METRICS[name].title, value, result.first_frame.get(name), result.chunk_border.get(name))
         for name, value in result.metrics.items()
     ]
     names = [name for name in result.metrics if name in result.curves]
@@ -114,9 +94,9 @@ def reconstruction_section(
     borders = border_frames(longest, ratio, result.chunk) if ratio and longest <= 129 else []
     figures = [
         plots.curves(
-            title_of(name),
+            METRICS[name].title,
             {"mean of clips": result.curves[name]},
-            ylabel=title_of(name),
+            ylabel=METRICS[name].title,
             borders=borders,
             caption="Thin lines: frames at which latent steps or chunks end." if borders else "",
         )
@@ -124,7 +104,7 @@ def reconstruction_section(
         if longest > 1
     ]
     figures += [
-        plots.histogram(f"{title_of(name)} of clips", values, xlabel=title_of(name))
+        plots.histogram(f"{METRICS[name].title} of clips", values, xlabel=METRICS[name].title)
         for name in names
         if len(values := [v for clip in result.clips if (v := clip.metrics[name]) is not None]) >= 8
     ]
@@ -133,7 +113,7 @@ def reconstruction_section(
         tables=[
             Table(head=("", "mean", "first frame", "at borders"), rows=means, caption=_counts(result)),
             Table(
-                head=("clip", "frames", "size", *map(title_of, names)),
+                head=("clip", "frames", "size", *(METRICS[n].title for n in names)),
                 rows=each[:_MOST_ROWS],
                 caption=f"Clips ({more})",
             ),
@@ -148,21 +128,12 @@ def _counts(result: ReconstructionReport) -> str:
     return text if result.chunk is None else f"{text}; {result.chunk} frames at once"
 
 
-def generation_headline(result: GenerationReport) -> Headline:
-    """Each metric of generated clips."""
-    remarks = {True: "higher is better", False: "lower is better", None: "neither more nor less is better"}
-    return [
-        (GENERATION_METRICS[name].title, value, remarks[GENERATION_METRICS[name].higher_is_better])
-        for name, value in result.metrics.items()
-    ]
-
-
 def generation_section(
     result: GenerationReport, title: str = "Generated clips", clips: Sequence[Clips] = ()
 ) -> Section:
     """Curves over frames, each clip with its prompt, and what the numbers depend on."""
-    names = [name for name in result.metrics if GENERATION_METRICS[name].kind == "clip"]
-    titles = {name: GENERATION_METRICS[name].title for name in names}
+    names = [name for name in result.metrics if METRICS[name].inputs == "clip"]
+    titles = {name: METRICS[name].title for name in names}
     each = [(clip.prompt, clip.num_frames, *(clip.metrics[name] for name in names)) for clip in result.clips]
     more = f"the first {_MOST_ROWS} of {len(each)}" if len(each) > _MOST_ROWS else f"{len(each)}"
     settings = [(name, _setting(value)) for name, value in result.protocol.items()]
@@ -194,7 +165,7 @@ def _vbench_tables(result: GenerationReport) -> list[Table]:
         (
             score.name,
             score.value,
-            GENERATION_METRICS[score.metric].title,
+            METRICS[score.metric].title,
             score.network,
             score.vbench_network,
             score.same_network,

@@ -96,7 +96,7 @@ class CLIPScore(Metric):
 
 
 def make(networks: Networks) -> ClipMeasure:
-    """The measure of the table; the curve has 100 · cos of every frame, which may be negative.
+    """Returns the metric; its curve is 100 · cos of every frame, which may be negative.
 
     Raises:
         KinemaError: No CLIP was named, or it cannot be had.

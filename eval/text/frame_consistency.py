@@ -34,7 +34,7 @@ def frame_consistency(
 
 
 def make(networks: Networks) -> ClipMeasure:
-    """The measure of the table.
+    """Returns the metric.
 
     The features are those of the frame network, if one was named, else of the CLIP, if one was named, else of
     EfficientNet-lite0; the report says which.

@@ -1,8 +1,24 @@
 """How well a model follows Toybox prompts, decided from the pixels of its clips."""
 
+from typing import TYPE_CHECKING
+
 from kinema.eval.toybox.entry import Settings, run
-from kinema.eval.toybox.evaluate import Sampling, evaluate
-from kinema.eval.toybox.oracle import Decision, Oracle
-from kinema.eval.toybox.report import ToyboxReport, write_report
+from kinema.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from kinema.eval.toybox.evaluation import Sampling, evaluate
+    from kinema.eval.toybox.oracle import Decision, Oracle
+    from kinema.eval.toybox.report import ToyboxReport, write_report
+
+_EXPORTS = {
+    "Decision": "kinema.eval.toybox.oracle",
+    "Oracle": "kinema.eval.toybox.oracle",
+    "Sampling": "kinema.eval.toybox.evaluation",
+    "evaluate": "kinema.eval.toybox.evaluation",
+    "ToyboxReport": "kinema.eval.toybox.report",
+    "write_report": "kinema.eval.toybox.report",
+}
 
 __all__ = ["Decision", "Oracle", "Sampling", "Settings", "ToyboxReport", "evaluate", "run", "write_report"]
+
+__getattr__ = lazy_exports(__name__, _EXPORTS)

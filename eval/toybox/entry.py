@@ -78,7 +78,7 @@ def run(settings: Settings) -> "ToyboxReport":
 
     import torch
 
-    from kinema.eval.toybox.evaluate import Sampling, evaluate
+    from kinema.eval.toybox.evaluation import Sampling, evaluate
     from kinema.eval.toybox.report import write_report
     from kinema.generation.pipeline import KinemaPipeline
     from kinema.training.data.toybox import Toybox

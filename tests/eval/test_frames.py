@@ -18,7 +18,7 @@ from torchmetrics.functional.image import (
 )
 
 from kinema.errors import KinemaError
-from kinema.eval.frames import METRICS, FrameMeasure, check_metrics
+from kinema.eval.frames import METRICS, FrameMeasure
 from kinema.eval.frames.flicker import flicker
 from kinema.eval.frames.ms_ssim import MIN_SIDE, ms_ssim
 from kinema.eval.frames.pixels import as_float, by_image, to_levels
@@ -41,7 +41,7 @@ def near(clip: Tensor, by: float = 0.1) -> Tensor:
 
 
 def plain(name: str) -> FrameMeasure:
-    measure = METRICS[name].load()
+    measure = METRICS[name].make(torch.device("cpu"))
     assert isinstance(measure, FrameMeasure)
     return measure
 
@@ -146,7 +146,7 @@ def test_clips_do_not_influence_one_another(name: str, num_clips: int, num_frame
 def test_more_noise_is_worse(name: str):
     reference = noise(1, 3, 1, 16, 16) * 0.5
     values = [float(plain(name)(reference, near(reference, by))) for by in (0.01, 0.05, 0.2, 0.5)]
-    assert METRICS[name].higher_is_better
+    assert METRICS[name].direction == "higher"
     assert values == sorted(values, reverse=True)
     assert len(set(values)) == 4
 
@@ -193,19 +193,19 @@ def test_too_small_and_empty_clips():
 
 
 def test_names_are_checked():
-    check_metrics(["psnr", "fid"])
+    METRICS.check(["psnr", "fid"])
     with pytest.raises(KinemaError, match=r"`metrics` \(='mse'\) must be one of psnr, ssim"):
-        check_metrics(["psnr", "mse"])
+        METRICS.check(["psnr", "mse"])
     with pytest.raises(KinemaError, match="at least one of"):
-        check_metrics([])
+        METRICS.check([])
     with pytest.raises(KinemaError, match="every metric once"):
-        check_metrics(["psnr", "psnr"])
+        METRICS.check(["psnr", "psnr"])
 
 
 def test_the_table_has_a_file_for_every_row_and_no_file_without_one():
     folder = Path(sys.modules["kinema.eval.frames"].__path__[0])
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "table", "pixels", "features"}
-    assert {metric.module for metric in METRICS.values()} == files
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "interface", "pixels", "features"}
+    assert {metric.module for metric in METRICS.values()} == {f"kinema.eval.frames.{file}" for file in files}
 
 
 def test_the_table_imports_no_torch():

@@ -196,7 +196,7 @@ def measure_of(name: str) -> FrameMeasure | SetMeasure:
     find = importlib.import_module("kinema.eval.weights").find_weights
     if find(network) is None:
         pytest.skip(f"weights `{network}` are not in the cache: kinema weights fetch {network}")
-    return METRICS[name].load()
+    return METRICS[name].make(torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_without_extras_nothing_grows():
     sizes = []
     for seed in range(3):
         metric.update_windows(features.windows(clips(8, seed=seed)), real=True)
-        states = [getattr(metric, name) for name in metric._defaults]
+        states = metric.metric_state.values()
         sizes.append(sum(sum(map(torch.numel, s)) if isinstance(s, list) else s.numel() for s in states))
     assert sizes[0] == sizes[2]
     with pytest.raises(KinemaError, match=r"`extra` \(='jedi'\) must be of kvd, mmd"):
@@ -407,3 +407,47 @@ def test_real_network_does_not_depend_on_the_batch():
     ]
     assert values[0] > 1
     assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+def test_pixels_are_hashed_only_if_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """With hashes a set against itself is exactly 0; the metric alone makes none, nor any copy of the pixels."""
+    video = batch_of(clips(6))
+
+    def measured(**options) -> FrechetVideoDistance:
+        metric = FrechetVideoDistance(features=passes(), **options)
+        for part in (video[:2], video[2:]):
+            metric.update(part, real=True)
+        metric.update(video.flip(0), real=False)
+        return metric
+
+    hashed = measured(hash_pixels=True)
+    assert float(hashed.compute()) == 0
+    assert hashed.result().interval == (0, 0)
+    monkeypatch.setattr("kinema.eval.fvd.accumulator.hash_pixels", lambda _: pytest.fail("pixels are hashed"))
+    plain = measured()
+    assert 0 <= float(plain.compute()) < 1e-6
+    assert plain.result().bias > 0
+
+
+def test_clips_without_names_are_numbered():
+    """So that batches do not matter; after a reset they begin anew."""
+    protocol = replace(PLAIN, position="random")
+    video = batch_of(clips(6, frames=20))
+    sums = []
+    metric = FrechetVideoDistance(features=passes(protocol))
+    for parts in ([video], video.split(2), [video[:5], video[5:]]):
+        metric.reset()
+        for part in parts:
+            metric.update(part, real=True)
+        sums.append(metric.real_sum.clone())
+    named = FrechetVideoDistance(features=passes(protocol))
+    named.update(video, real=True, names=[str(index) for index in range(6)])
+    for found in (*sums, named.real_sum):
+        torch.testing.assert_close(found, sums[0])
+
+
+def test_features_stay_where_they_are_made():
+    features = passes()
+    features.device = torch.device("meta")
+    features.network.to("meta")
+    assert features(batch_of(clips(3))).device.type == "meta"

@@ -134,17 +134,17 @@ def test_what_is_kept_is_where_the_metric_is():
     metric = STREAM(num_frames=8).to("meta")
     for real in (True, False):
         metric.update(make_features(2, 8), real=real)
-    rows = [row for name in metric._defaults for row in getattr(metric, name)]
+    rows = [row for state in metric.metric_state.values() for row in state]
     assert len(rows) == 4
     assert {row.device.type for row in rows} == {"meta"}
 
 
 def test_the_table_knows_how_many_clips_are_enough():
-    least = METRICS["stream_t"].least_clips
+    least = METRICS["stream_t"].min_clips
     metric = STREAM(num_frames=8)
     metric.update(make_features(least, 8), real=True)
     metric.update(make_features(least - 1, 8), real=False)
     with pytest.raises(KinemaError, match=f"at least {least} clips"):
         metric.compute()
     metric.update(make_features(1, 8), real=False)
-    assert metric.compute().keys() == {name for name in METRICS if METRICS[name].least_clips == least}
+    assert metric.compute().keys() == {name for name in METRICS if METRICS[name].min_clips == least}

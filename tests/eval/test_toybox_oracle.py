@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms.functional import gaussian_blur
 
 from kinema.errors import KinemaError
-from kinema.eval.toybox.evaluate import _REVERSED, seen, truth_of
+from kinema.eval.toybox.evaluation import _REVERSED, seen, truth_of
 from kinema.eval.toybox.matching import frame_spectra, match, place_object, prepare_pictures
 from kinema.eval.toybox.oracle import Oracle
 from kinema.eval.toybox.report import chance_of, fractions
