@@ -1,6 +1,6 @@
-"""What is given, and where: latents that the sampler keeps, at timestep 0.
+"""Conditioning on given latents, such as the first frame: they stay fixed during sampling and have timestep 0.
 
-Used by training and by the pipeline alike. Shapes: b batch, z channels, t h w the latent grid, n tokens.
+Used in training and by the pipeline. Shapes: b batch, z channels, t h w the latent grid, n tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -15,18 +15,18 @@ from kinema.errors import KinemaError
 from kinema.generation.flow import TIMESTEP_SCALE, interpolate, velocity_target
 
 Granularity = Literal["clip", "step", "token"]
-"""What shares a timestep: all tokens of a clip, those of a latent step, or none."""
+"""Which tokens share a timestep: all of a clip, those of a latent step, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """Latents that are given.
+    """Given latents and their positions.
 
     Attributes:
-        latents: normalised latents; only positions of the mask count.
-        mask: true where they are given.
-        granularity: what the mask is known to leave whole: "clip" where nothing is given, "step" where latent steps are
-            given whole. Looking at the mask instead would make the host wait for the device.
+        latents: normalised latents; ignored where `mask` is false.
+        mask: true at given positions.
+        granularity: "clip" if nothing is given, "step" if only whole latent steps are given, else "token". Stored,
+            because reading it from the mask would synchronise with the device.
     """
 
     latents: Float[Tensor, "b z t h w"]
@@ -35,16 +35,16 @@ class Conditioning:
 
     @classmethod
     def nothing(cls, latents: Float[Tensor, "b z t h w"]) -> "Conditioning":
-        """Text-to-video: nothing is given; the argument tells shape, type and device."""
+        """Create a conditioning with nothing given (text-to-video), with shape, dtype and device of `latents`."""
         mask = torch.zeros_like(latents[:, 0], dtype=torch.bool)
         return cls(latents=torch.zeros_like(latents), mask=mask, granularity="clip")
 
     @classmethod
     def first_steps(cls, given: Float[Tensor, "b z k h w"], num_steps: int) -> "Conditioning":
-        """The first k of `num_steps` latent steps are given: k = 1 is image-to-video, more is continuation.
+        """Create a conditioning on the first k of `num_steps` latent steps: k = 1 for image-to-video, more to continue.
 
         Raises:
-            KinemaError: more steps are given than there are.
+            KinemaError: k is larger than `num_steps`.
         """
         num_given = given.shape[2]
         if num_given > num_steps:
@@ -57,17 +57,15 @@ class Conditioning:
         return cls(latents=latents, mask=mask, granularity="step")
 
     def impose(self, latents: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-        """Puts what is given into place."""
+        """Replace the given positions of `latents` with the given latents."""
         return torch.where(self.mask[:, None], self.latents.to(latents.dtype), latents)
 
     def timesteps(self, t: Float[Tensor, " b"], patch_size: tuple[int, int, int] = (1, 1, 1)) -> Float[Tensor, "b n"]:
-        """The timestep of each token as the transformer takes it: 0 where given, 1000 t elsewhere.
-
-        A token counts as given when all its latents are.
+        """Return the transformer's timestep of each token: 0 if all its latents are given, else 1000 t.
 
         Args:
             t: time of each clip, in [0, 1].
-            patch_size: of the transformer.
+            patch_size: patch size of the transformer.
         """
         given = self.token_mask(patch_size)
         return torch.where(given, 0.0, (t.float() * TIMESTEP_SCALE)[:, None])
@@ -75,7 +73,7 @@ class Conditioning:
     def grouped_timesteps(
         self, t: Float[Tensor, " b"], patch_size: tuple[int, int, int] = (1, 1, 1)
     ) -> Float[Tensor, "b ..."]:
-        """`timesteps`, one for all tokens that are known to share it, see `granularity`."""
+        """Return `timesteps` without repetition: one value per clip, latent step or token, see `granularity`."""
         if self.granularity == "token":
             return self.timesteps(t, patch_size)
         scaled = t.float() * TIMESTEP_SCALE
@@ -85,7 +83,7 @@ class Conditioning:
         return torch.where(given, 0.0, scaled[:, None])
 
     def token_mask(self, patch_size: tuple[int, int, int] = (1, 1, 1)) -> Bool[Tensor, "b n"]:
-        """Which tokens are given, in the transformer's order (t h w)."""
+        """Return which tokens are given, in the transformer's order (t h w)."""
         pt, ph, pw = patch_size
         pattern = "b (t pt) (h ph) (w pw) -> b t h w"
         tokens = reduce(self.mask.to(torch.uint8), pattern, "min", pt=pt, ph=ph, pw=pw)
@@ -94,13 +92,13 @@ class Conditioning:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowInputs:
-    """One training example a row: what the transformer sees, and what it shall say.
+    """Inputs and target of the transformer for a batch of training examples.
 
     Attributes:
-        hidden_states: noisy latents with the given ones in place.
-        timestep: of each clip, latent step or token, see `Conditioning.grouped_timesteps`.
-        target: the velocity.
-        wanted: positions that count in the loss.
+        hidden_states: noisy latents, clean at given positions.
+        timestep: timestep of each clip, latent step or token, see `Conditioning.grouped_timesteps`.
+        target: the velocity to predict.
+        wanted: positions that are not given, where the loss is computed.
     """
 
     hidden_states: Float[Tensor, "b z t h w"]
@@ -116,14 +114,14 @@ def flow_inputs(
     conditioning: Conditioning | None = None,
     patch_size: tuple[int, int, int] = (1, 1, 1),
 ) -> FlowInputs:
-    """Makes a training example of clean latents.
+    """Create training examples from clean latents.
 
     Args:
         clean: normalised latents.
-        noise: standard normal.
+        noise: standard normal noise.
         t: time of each clip, in [0, 1].
-        conditioning: what is given; None: nothing.
-        patch_size: of the transformer.
+        conditioning: the given latents; None: nothing is given.
+        patch_size: patch size of the transformer.
     """
     conditioning = Conditioning.nothing(clean) if conditioning is None else conditioning
     return FlowInputs(
@@ -141,15 +139,15 @@ def sample_first_step_conditioning(
     max_noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Conditioning:
-    """Draws, for each clip of a training batch, whether its first latent step is given.
+    """Randomly choose the clips of a training batch whose first latent step is given.
 
-    Given latents carry a little noise, so that the model does not lean on details that a user's image, which the
-    tokenizer has not seen, will not have. One-frame clips (images) are never given: nothing would be left to learn.
+    A little noise is added to given latents, so that the model does not rely on details that the latents of a user's
+    image may lack. One-frame clips (images) are never given, because nothing would be left to predict.
 
     Args:
         clean: normalised latents.
-        probability: share of clips whose first step is given.
-        max_noise: noise is mixed in at a time drawn uniformly from [0, `max_noise`].
+        probability: probability that the first step of a clip is given.
+        max_noise: given latents are noised to a time drawn uniformly from [0, `max_noise`].
         generator: source of randomness.
     """
     batch, _, num_steps, *_ = clean.shape

@@ -1,7 +1,7 @@
-"""Rectified flow: the path from clean latents to noise, and what is learned along it.
+"""Rectified flow: the path from clean latents to noise, training times and the loss.
 
-One convention everywhere (that of diffusers' `FlowMatchEulerDiscreteScheduler`): t in [0, 1], t = 0 is clean, t = 1 is
-noise, x_t = (1 - t) x_0 + t noise, velocity = noise - x_0. The transformer is told 1000 t (`TIMESTEP_SCALE`).
+The convention is that of diffusers' `FlowMatchEulerDiscreteScheduler`: t in [0, 1], t = 0 is clean, t = 1 is noise,
+x_t = (1 - t) x_0 + t noise, velocity = noise - x_0. The transformer takes 1000 t (`TIMESTEP_SCALE`).
 """
 
 import math
@@ -21,28 +21,28 @@ TimestepDistribution = Literal["logit-normal", "uniform"]
 def interpolate(
     clean: Float[Tensor, "b z t h w"], noise: Float[Tensor, "b z t h w"], t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b z t h w"]:
-    """The point at time t on the straight path (rectified flow, arXiv:2209.03003, eq. 1 with time reversed).
+    """Return the point at time t on the straight path (rectified flow, arXiv:2209.03003, eq. 1 with time reversed).
 
     Args:
         clean: x_0.
-        noise: standard normal noise, the x_1 of this path.
-        t: time of each row, in [0, 1].
+        noise: standard normal noise, x_1.
+        t: time of each clip, in [0, 1].
     """
     t = _per_row(t, clean)
     return (1 - t) * clean + t * noise
 
 
 def velocity_target(clean: Float[Tensor, "b z t h w"], noise: Float[Tensor, "b z t h w"]) -> Float[Tensor, "b z t h w"]:
-    """The path's velocity dx_t / dt = noise - x_0, the same at every t."""
+    """Return the velocity dx_t / dt = noise - x_0, which is constant along the path."""
     return noise - clean
 
 
 def shift_timesteps(t: Float[Tensor, "*shape"], shift: float) -> Float[Tensor, "*shape"]:
-    """Moves times towards noise: s t / (1 + (s - 1) t) (Stable Diffusion 3, arXiv:2403.03206, eq. 23).
+    """Shift times towards noise: s t / (1 + (s - 1) t) (Stable Diffusion 3, arXiv:2403.03206, eq. 23).
 
     Args:
         t: times in [0, 1].
-        shift: s > 0; 1 changes nothing.
+        shift: s > 0; 1 is the identity.
 
     Raises:
         KinemaError: `shift` is not positive.
@@ -57,9 +57,9 @@ _LARGEST_SHIFT = 12.0
 
 
 def shift_for_tokens(num_tokens: int) -> float:
-    """A shift that grows with the number of tokens, since the same noise hides less of a signal of more tokens.
+    """Return a timestep shift that grows with the number of tokens, because noise hides less of a larger signal.
 
-    The square root of the ratio of sizes (arXiv:2403.03206, eq. 23), held between 1 and 12.
+    The square root of the ratio of sizes (arXiv:2403.03206, eq. 23), clamped to [1, 12].
     """
     return min(max(1.0, math.sqrt(num_tokens / _TOKENS_WITHOUT_SHIFT)), _LARGEST_SHIFT)
 
@@ -75,24 +75,24 @@ def sample_timesteps(
     uniform_fraction: float = 0.0,
     device: torch.device | None = None,
 ) -> Float[Tensor, " num"]:
-    """Draws training times, one a clip.
+    """Draw one training time per clip, stratified.
 
-    Stratified: each time comes from its own of `num` equal slices of probability, in random order, so that a batch
-    covers the path evenly and the loss is less noisy. Each single time is distributed as if it were drawn alone.
+    Each time comes from a different one of `num` equal quantiles, in random order, so that a batch covers the path
+    evenly and the loss is less noisy. The marginal distribution of each time is unchanged.
 
     Args:
-        num: how many.
+        num: number of times.
         generator: source of randomness.
         shift: see `shift_timesteps`.
-        distribution: "uniform", or "logit-normal" (the logistic function of a normal number; arXiv:2403.03206, 3.1).
-        mean: of the normal number.
-        std: of the normal number.
-        uniform_fraction: share of the times that come from the uniform distribution instead: logit-normal times all
-            but leave out the ends, where sampling starts and stops.
-        device: where to put the result.
+        distribution: "uniform", or "logit-normal" (the logistic function of a normal variable; arXiv:2403.03206, 3.1).
+        mean: mean of the normal variable.
+        std: standard deviation of the normal variable.
+        uniform_fraction: share of the times drawn from the uniform distribution instead, because logit-normal times
+            are rarely near the ends, where sampling starts and stops.
+        device: device of the result.
 
     Raises:
-        KinemaError: `uniform_fraction` outside [0, 1], unknown `distribution`, or `shift` not positive.
+        KinemaError: `uniform_fraction` is outside [0, 1], `distribution` is unknown, or `shift` is not positive.
     """
     if not 0 <= uniform_fraction <= 1:
         raise KinemaError(f"`uniform_fraction` (={uniform_fraction}) must be between 0 and 1")
@@ -119,13 +119,13 @@ def flow_loss(
     wanted: Bool[Tensor, "b t h w"] | None = None,
     weight: Float[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity over the wanted positions.
+    """Return the mean squared error of the velocity over positions that are not given.
 
     Args:
         prediction: predicted velocity.
-        target: `velocity_target`.
-        wanted: positions that count; None: all. What is given is no part of the loss.
-        weight: weight of each clip, e.g. from `loss_weight`.
+        target: velocity from `velocity_target`.
+        wanted: positions to include; None: all.
+        weight: weight of each clip, for example from `loss_weight`; None: 1.
     """
     error = (prediction.float() - target.float()).square().mean(dim=1)
     counts = torch.ones_like(error) if wanted is None else wanted.to(error.dtype)
@@ -137,13 +137,13 @@ def flow_loss(
 def loss_weight(
     t: Float[Tensor, " b"], kind: Literal["uniform", "min-snr"] = "uniform", gamma: float = 5.0
 ) -> Float[Tensor, " b"]:
-    """Weight of the velocity's error at time t.
+    """Return the loss weight of the velocity error at time t.
 
     Args:
-        t: times.
+        t: times in [0, 1].
         kind: "uniform", or "min-snr": the velocity form of arXiv:2303.09556, min(SNR, gamma) / (SNR + 1), with
             SNR = ((1 - t) / t)^2.
-        gamma: largest signal-to-noise ratio that still raises the weight.
+        gamma: maximum of the signal-to-noise ratio in the weight.
     """
     if kind == "uniform":
         return torch.ones_like(t)

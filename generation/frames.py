@@ -1,4 +1,4 @@
-"""Between what users hold (PIL images, arrays, uint8 frames) and the tensors of the pipeline."""
+"""Conversion between user formats (PIL images, arrays, uint8 frames) and the tensors of the pipeline."""
 
 import math
 from collections.abc import Sequence
@@ -18,28 +18,28 @@ from kinema.images import rgb_picture
 OutputType = Literal["pt", "np", "pil", "latent"]
 OUTPUT_TYPES: tuple[str, ...] = ("pt", "np", "pil", "latent")
 
-_EXTREME = 16  # how many times the wanted height or width a picture is long at most
-_ROUNDING = 1e-3  # less than half a level of 8 bits
+_EXTREME = 16  # maximum length of an image, in multiples of the requested height or width
+_TOLERANCE = 1e-3  # for values outside [0, 1]; less than half an 8-bit level
 
 Image = PIL.Image.Image | np.ndarray | Tensor
 
 
 def image_tensor(image: object, height: int, width: int, *, name: str = "image") -> Float[Tensor, "1 3 1 h w"]:
-    """Makes a one-frame clip of an image; resized to cover the wanted size and cropped at the centre.
+    """Convert an image to a one-frame clip, resized to cover the requested size and centre-cropped.
 
     Args:
         image: a PIL image of any mode that `kinema.images.rgb_picture` takes; an array (h, w), (h, w, c) or a tensor
             (h, w), (c, h, w) of c = 1 to 4 channels: gray, gray and alpha, RGB, RGB and alpha. Levels are uint8,
-            uint16, or floats in [0, 1]. What is transparent becomes white.
-        height: wanted height.
-        width: wanted width. An image of the wanted size is not resampled.
-        name: what errors call the argument.
+            uint16, or floats in [0, 1]. Transparent pixels are blended with white.
+        height: output height.
+        width: output width. An image of the output size is not resampled.
+        name: name of the argument in errors.
 
     Returns:
         Values in [-1, 1].
 
     Raises:
-        KinemaError: not an image of these kinds.
+        KinemaError: `image` is not of a supported type, shape or range.
     """
     if isinstance(image, PIL.Image.Image):
         pixels = _from_array(np.asarray(rgb_picture(image, f"`{name}`")), name)
@@ -63,29 +63,29 @@ def _center_crop(pixels: Float[Tensor, "3 _ _"], height: int, width: int) -> Flo
 
 
 def _crop_extremes(pixels: Float[Tensor, "3 _ _"], height: int, width: int) -> Float[Tensor, "3 _ _"]:
-    """A picture of 1x20000 pixels would be enlarged to fifty times its size, to show a dot of it."""
+    """Crop extreme aspect ratios before resizing: a 1x20000 image would be enlarged to a huge size and then cropped."""
     scale = max(height / pixels.shape[1], width / pixels.shape[2])
     rows, columns = (math.ceil(_EXTREME * wanted / scale) for wanted in (height, width))
     return _center_crop(pixels, min(rows, pixels.shape[1]), min(columns, pixels.shape[2]))
 
 
 def _from_array(image: np.ndarray, name: str) -> Tensor:
-    """An array as a tensor, channels first; torch takes no bytes in another order than the machine's."""
+    """Convert an array to a tensor, channels first and in native byte order, which torch requires."""
     if image.dtype.kind not in "bfiu":
         raise KinemaError(f"`{name}` (an array of {image.dtype}) must be of uint8, uint16 or floats")
     if image.dtype.kind == "f" and image.dtype.itemsize > 8:
         image = image.astype(np.float64)
-    pixels = torch.from_numpy(image.astype(image.dtype.newbyteorder("="), copy=True))  # it may be read-only
+    pixels = torch.from_numpy(image.astype(image.dtype.newbyteorder("="), copy=True))  # the array may be read-only
     return pixels[None] if pixels.ndim < 3 else pixels.movedim(-1, 0)
 
 
 def _to_rgb(pixels: Tensor, image: Any, name: str) -> Float[Tensor, "3 h w"]:
-    """Checked pixels in [0, 1], on white where they are transparent.
+    """Validate pixels, scale them to [0, 1] and blend transparent ones with white.
 
     Args:
         pixels: the image, channels first.
-        image: as it was given, for errors.
-        name: what errors call the argument.
+        image: the user's image, for errors.
+        name: name of the argument in errors.
     """
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 2, 3, 4) or 0 in pixels.shape:
         kind, axes = ("tensor", "(channels, height, width)") if isinstance(image, Tensor) else (
@@ -101,7 +101,7 @@ def _to_rgb(pixels: Tensor, image: Any, name: str) -> Float[Tensor, "3 h w"]:
 
 
 def _to_unit_range(pixels: Tensor, name: str) -> Tensor:
-    """Levels as floats in [0, 1]. Those of other integers have no range that could be told from the values."""
+    """Scale pixels to floats in [0, 1]. Other integer types are rejected, because their range is unknown."""
     if pixels.dtype in (torch.uint8, torch.uint16):
         return pixels.float() / (255 if pixels.dtype == torch.uint8 else 65535)
     if pixels.dtype != torch.bool and not pixels.is_floating_point():
@@ -109,7 +109,7 @@ def _to_unit_range(pixels: Tensor, name: str) -> Tensor:
         raise KinemaError(f"`{name}` (of {dtype}) must be of uint8, uint16, or floats in [0, 1]")
     pixels = pixels.detach().float()
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # also false for NaN
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # also false for NaN
         raise KinemaError(
             f"`{name}` (values {low:.4g} to {high:.4g}) must have values in [0, 1], or be of uint8 or uint16"
         )
@@ -119,10 +119,10 @@ def _to_unit_range(pixels: Tensor, name: str) -> Tensor:
 def convert_video(
     video: Float[Tensor, "b 3 t h w"], output_type: str
 ) -> Float[Tensor, "b t 3 h w"] | np.ndarray | list[list[PIL.Image.Image]]:
-    """Clips in [-1, 1] as the kind that is asked for.
+    """Convert clips to the requested output type.
 
     Args:
-        video: clips.
+        video: clips in [-1, 1].
         output_type: "pt": tensor (b, t, 3, h, w) in [0, 1]; "np": array (b, t, h, w, 3) in [0, 1]; "pil": a list of
             images for each clip.
     """
@@ -138,16 +138,16 @@ def convert_video(
 def images_for_prompts(
     image: Image | Sequence[Image] | None, num_prompts: int, height: int, width: int
 ) -> Float[Tensor, "b 3 1 h w"] | None:
-    """One one-frame clip a prompt: an image for all of them, or one each; None stays None.
+    """Return a one-frame clip per prompt, from one image for all prompts or one per prompt; None stays None.
 
     Args:
-        image: an image; a list of them; or several in an array (b, h, w, c) or a tensor (b, c, h, w).
+        image: an image, a list of images, an array (b, h, w, c) or a tensor (b, c, h, w).
         num_prompts: number of prompts.
-        height: wanted height.
-        width: wanted width.
+        height: output height.
+        width: output width.
 
     Raises:
-        KinemaError: another number of images, or something that is no image.
+        KinemaError: the number of images is neither 1 nor `num_prompts`, or an image is invalid.
     """
     if image is None:
         return None

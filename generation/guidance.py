@@ -1,4 +1,4 @@
-"""How a model is sampled: the number of steps, and classifier-free guidance within an interval of noise levels."""
+"""Sampler settings: number of steps, and classifier-free guidance within an interval of noise levels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,17 @@ from kinema.errors import KinemaError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """The settings of one call of a pipeline.
+    """The sampler settings of one pipeline call.
 
     Attributes:
-        num_inference_steps: Steps of the sampler, at least 1.
-        guidance_scale: Classifier-free guidance (arXiv:2207.12598, eq. 6): velocity = negative + scale · (positive -
-            negative); at 1 or below the negative prompt is not used.
-        guidance_interval: Noise levels (lowest, highest) in [0, 1], 1 being pure noise, at which guidance is applied
-            (arXiv:2404.07724, eq. 5); the highest belongs to it, the lowest does not. Steps outside of it follow the
-            prompt's velocity alone and take half the time.
+        num_inference_steps: Number of sampling steps, at least 1.
+        guidance_scale: Scale of classifier-free guidance (arXiv:2207.12598, eq. 6): velocity = negative + scale ·
+            (positive - negative). At 1 or below, the negative prompt is not used.
+        guidance_interval: Half-open interval (lowest, highest] of noise levels in [0, 1] at which guidance is applied
+            (arXiv:2404.07724, eq. 5); 1 is pure noise. Other steps evaluate only the prompt and take half the time.
 
     Raises:
-        KinemaError: A value is outside its range.
+        KinemaError: A value is out of range.
     """
 
     num_inference_steps: int
@@ -40,9 +39,9 @@ class SamplerSettings:
             raise KinemaError(f"`guidance_interval` (={low:g}, {high:g}) must be two rising numbers in [0, 1]")
 
     def guides(self, noise_level: float) -> bool:
-        """Whether a step that starts at this noise level, in [0, 1], needs the negative prompt."""
+        """Whether guidance applies to a step that starts at this noise level, in [0, 1]."""
         low, high = self.guidance_interval
-        # A scheduler's float32 noise levels are off by an ulp, and by which depends on the processor.
+        # Round, because float32 noise levels differ by one ulp between processors.
         return self.guidance_scale > 1 and low < round(noise_level, 6) <= high
 
 
@@ -65,10 +64,10 @@ def set_noise_levels(scheduler: Any, num_steps: int, device: Any = None) -> list
 
 
 def check_clip_settings(sample_size: Sequence[int], sample_fps: float) -> None:
-    """Checks the clips that a pipeline's folder says it makes.
+    """Validate the clip size and frame rate in a pipeline's config.
 
     Raises:
-        KinemaError: The size is not three whole numbers of at least 1, or the rate is no number in [0.001, 1000].
+        KinemaError: `sample_size` is not three integers of at least 1, or `sample_fps` is not in [0.001, 1000].
     """
     if len(sample_size) != 3 or not all(type(number) is int and number >= 1 for number in sample_size):
         raise KinemaError(f"`sample_size` (={tuple(sample_size)}) must be frames, height and width, each at least 1")
@@ -82,16 +81,16 @@ def sampler_settings(
     guidance_scale: float | None = None,
     guidance_interval: Sequence[float] | None = None,
 ) -> SamplerSettings:
-    """The settings that are given, and for the others those of the model.
+    """Return sampler settings, taking those that are None from the config.
 
     Args:
         config: A pipeline's configuration, with `sample_steps`, `sample_guidance_scale`, `sample_guidance_interval`.
-        num_inference_steps: See `SamplerSettings`; None takes the model's own. So do the others.
-        guidance_scale: Likewise.
-        guidance_interval: Likewise.
+        num_inference_steps: See `SamplerSettings`; None: `sample_steps`.
+        guidance_scale: See `SamplerSettings`; None: `sample_guidance_scale`.
+        guidance_interval: See `SamplerSettings`; None: `sample_guidance_interval`.
 
     Raises:
-        KinemaError: A value is outside its range.
+        KinemaError: A value is out of range.
     """
     interval = config["sample_guidance_interval"] if guidance_interval is None else guidance_interval
     if len(interval) != 2:

@@ -1,4 +1,4 @@
-"""Checks of a pipeline's folder, before and after it is loaded."""
+"""Validation of a pipeline's folder, before and after loading."""
 
 from copy import deepcopy
 from itertools import pairwise
@@ -17,18 +17,17 @@ _TRUSTED_PACKAGES = ("diffusers", "transformers", "kinema")
 
 
 def check_pipeline_folder(folder: Path, components: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-    """Checks that a folder holds a pipeline, before anything that it names is imported.
+    """Validate a pipeline's folder before loading imports the modules that its index names.
 
-    Loading imports classes by the module names in the index; only modules of kinema, diffusers and transformers are
-    accepted.
+    Only modules of kinema, diffusers and transformers are accepted.
 
     Args:
         folder: the pipeline's folder.
-        components: names that the index must hold, each with a folder of that name.
-        optional: those that may be absent or null.
+        components: component names that the index must contain, each with a subfolder of that name.
+        optional: components that may be absent or null.
 
     Raises:
-        KinemaError: a file is missing or not what it should be, or a foreign module is named.
+        KinemaError: a file is missing or malformed, or the index names a module of another package.
     """
     index = _read_index(folder)
     for name in components:
@@ -61,41 +60,43 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _check_words(tokenizer: Any, folder: Path) -> None:
-    """Checks that a tokenizer can read text, which its files may fail at although they load."""
+    """Check that a tokenizer can encode text; with damaged files it may load but fail here."""
     if tokenizer is None:
         return
     try:
         tokenizer(["a word", "another"], padding=True, truncation=True, max_length=4)
         tokenizer("a word")
-    except Exception as error:  # any kind, from settings in its JSON files
+    except Exception as error:  # any exception type, depending on the settings in its JSON files
         reason = one_line(error)
         raise KinemaError(f"model folder `{folder}`: `tokenizer` must be able to read text: {reason}") from error
 
 
 def _check_scheduler(scheduler: Any, folder: Path) -> None:
-    """Checks that a scheduler gives falling noise levels, as the pipeline asks for them."""
+    """Check that a scheduler accepts the pipeline's sigmas and returns decreasing noise levels."""
     if scheduler is None:
         return
     try:
-        probe = deepcopy(scheduler)  # a sampling leaves its state in a scheduler
+        probe = deepcopy(scheduler)  # setting timesteps changes the scheduler's state
         probe.set_timesteps(sigmas=[1.0, 0.5])
         levels = probe.sigmas.tolist()
         if not all(before > after >= 0 for before, after in pairwise(levels)):
             raise ValueError(f"its noise levels are {levels}")
-    except Exception as error:  # any kind, from its settings, or because it is no scheduler of flow matching
+    except Exception as error:  # any exception type, e.g. if it is not a flow-matching scheduler
         reason = one_line(error)
-        raise KinemaError(f"model folder `{folder}`: `scheduler` must suit flow matching: {reason}") from error
+        raise KinemaError(
+            f"model folder `{folder}`: `scheduler` must be a flow-matching scheduler: {reason}"
+        ) from error
 
 
 def check_parts(
     transformer: nn.Module | None, vae: nn.Module | None, tokenizer: Any, text_encoder: nn.Module | None,
     scheduler: Any, folder: Path,
 ) -> None:  # fmt: skip
-    """Checks that the parts of a loaded pipeline belong together; a part that is None is left out.
+    """Check that the components of a loaded pipeline match; components that are None are skipped.
 
     Raises:
-        KinemaError: the latents have other channels than the transformer takes, the words are not its own, text cannot
-            be read, or the scheduler has no times for sampling.
+        KinemaError: latent channels or vocabulary sizes differ, the tokenizer cannot encode text, or the scheduler is
+            not for flow matching.
     """
     _check_words(tokenizer, folder)
     _check_scheduler(scheduler, folder)

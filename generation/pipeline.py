@@ -1,4 +1,4 @@
-"""From prompts, and perhaps an image, to clips."""
+"""The text-to-video and image-to-video pipeline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,29 +45,29 @@ StepCallback = Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineC
 
 @dataclass
 class KinemaPipelineOutput(BaseOutput):
-    """What the pipeline returns.
+    """Output of the pipeline.
 
     Attributes:
-        frames: clips; see `output_type` of `KinemaPipeline.__call__`.
+        frames: the clips; see `output_type` of `KinemaPipeline.__call__`.
     """
 
     frames: Tensor | np.ndarray | list[list[PIL.Image.Image]]
 
 
 class KinemaPipeline(DiffusionPipeline):
-    """Text-to-video, and image-to-video by the first frame.
+    """Pipeline for text-to-video, and for image-to-video with the image as first frame.
 
     Args:
-        transformer: predicts the flow's velocity.
-        vae: between pixels and latents.
-        tokenizer: of words (`kinema.generation.text.build_word_tokenizer`), or of the text encoder.
+        transformer: predicts the velocity of the flow.
+        vae: encodes pixels to latents and decodes them.
+        tokenizer: a word tokenizer (`kinema.generation.text.build_word_tokenizer`), or that of the text encoder.
         scheduler: a flow-matching scheduler of diffusers.
         text_encoder: a frozen text encoder of transformers; None: the transformer takes word ids.
-        sample_size: default number of frames, height, width; those of the training.
-        sample_fps: frames a second at which the clips are meant to be shown.
-        sample_steps: default number of sampling steps. A model has its best settings in its folder.
-        sample_guidance_scale: default scale of guidance.
-        sample_guidance_interval: default noise levels between which guidance is applied.
+        sample_size: default number of frames, height and width, as in training.
+        sample_fps: frames per second of the clips.
+        sample_steps: default number of sampling steps.
+        sample_guidance_scale: default guidance scale.
+        sample_guidance_interval: default interval of noise levels at which guidance is applied.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -97,21 +97,21 @@ class KinemaPipeline(DiffusionPipeline):
             sample_size=tuple(sample_size), sample_fps=sample_fps, sample_steps=sample_steps,
             sample_guidance_scale=sample_guidance_scale, sample_guidance_interval=tuple(sample_guidance_interval),
         )  # fmt: skip
-        sampler_settings(self.config)  # checks them
+        sampler_settings(self.config)  # validates them
         check_clip_settings(self.config["sample_size"], sample_fps)
         self._interrupt = False
         self.set_progress_bar_config(disable=None)  # None: on a terminal only
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "KinemaPipeline":
-        """Loads a pipeline from a folder, or from the Hugging Face Hub.
+        """Load a pipeline from a folder or the Hugging Face Hub.
 
         Args:
-            pretrained_model_name_or_path: a folder made by `save_pretrained`, or a repository's name.
-            **kwargs: as for `diffusers.DiffusionPipeline.from_pretrained`.
+            pretrained_model_name_or_path: a folder made by `save_pretrained`, or a repository name.
+            **kwargs: arguments of `diffusers.DiffusionPipeline.from_pretrained`.
 
         Raises:
-            KinemaError: a file is missing or wrong, or the index names a module of another package.
+            KinemaError: a file is missing or invalid, or the index names a module of another package.
         """
         folder = Path(pretrained_model_name_or_path)
         try:
@@ -121,7 +121,7 @@ class KinemaPipeline(DiffusionPipeline):
             passed = tuple(name for name in _COMPONENTS if name in kwargs)
             needed = tuple(name for name in _COMPONENTS if name not in passed)
             check_pipeline_folder(folder, needed, optional=("text_encoder",))
-            for module in TOKENIZERS.values():  # diffusers takes components from modules that are imported already
+            for module in TOKENIZERS.values():  # diffusers finds component classes only in imported modules
                 import_module(module)
             with quiet_loading(), parameters_limited(folder, "model"):
                 pipeline = super().from_pretrained(folder, **{"use_safetensors": True, **kwargs})
@@ -133,7 +133,7 @@ class KinemaPipeline(DiffusionPipeline):
             if str(folder) in str(error):
                 raise
             raise KinemaError(f"model folder `{folder}`: {error}") from error
-        except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
+        except Exception as error:  # diffusers, transformers and safetensors raise many exception types
             raise KinemaError(
                 f"model folder `{pretrained_model_name_or_path}` cannot be loaded: {one_line(error)}"
             ) from error
@@ -145,7 +145,7 @@ class KinemaPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` (from a callback) to stop after the present step."""
+        """Whether to stop after the current step; callbacks set `_interrupt`."""
         return self._interrupt
 
     @property
@@ -172,41 +172,39 @@ class KinemaPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         guidance_interval: Sequence[float] | None = None,
     ) -> KinemaPipelineOutput | tuple[Any]:
-        """Makes a clip for each prompt.
+        """Generate a clip for each prompt.
 
         Args:
-            prompt: one prompt or several, or text features computed before.
-            image: the first frame: one for all prompts or one each. A PIL image, an array (h, w, c) or a tensor
-                (c, h, w), as `kinema.generation.frames.image_tensor` takes them; several in a list or along a first
-                axis. The clip begins with it as the tokenizer reconstructs it.
-            num_frames: frames; any number: what exceeds whole latent steps is generated and cut off. None: the
-                pipeline's `sample_size`.
-            height: of the frames, likewise.
-            width: of the frames, likewise.
-            num_inference_steps: steps of the sampler. None: the model's own number, `sample_steps`.
-            guidance_scale: how strictly the prompt is followed, see `SamplerSettings`; at 1 or below the negative
-                prompt is not used. None: the model's own, `sample_guidance_scale`.
-            negative_prompt: what to steer away from; None: the empty prompt.
-            num_videos_per_prompt: clips for each prompt; they follow each other in the output.
-            generator: source of the noise; a list has one for each clip, which makes each clip independent of the
-                others in the batch.
-            latents: noise to start from instead, (b, z, t', h', w').
+            prompt: one or several prompts, or precomputed text features.
+            image: the first frame: one for all prompts or one per prompt. A PIL image, an array (h, w, c) or a tensor
+                (c, h, w), see `kinema.generation.frames.image_tensor`; several as a list or along a leading axis. The
+                clip starts with the tokenizer's reconstruction of it.
+            num_frames: number of frames; any number, clips are cropped from whole latent steps. None: `sample_size`.
+            height: height of the frames; None: `sample_size`.
+            width: width of the frames; None: `sample_size`.
+            num_inference_steps: number of sampling steps. None: `sample_steps`.
+            guidance_scale: scale of classifier-free guidance, see `SamplerSettings`. At 1 or below, the negative
+                prompt is not used. None: `sample_guidance_scale`.
+            negative_prompt: prompt to guide away from; None: the empty prompt.
+            num_videos_per_prompt: number of clips per prompt; they are consecutive in the output.
+            generator: source of the noise; a list with one generator per clip makes clips independent of the batch.
+            latents: initial noise to use instead, (b, z, t', h', w').
             output_type: "pt": tensor (b, t, 3, h, w) in [0, 1]; "np": array (b, t, h, w, 3) in [0, 1]; "pil": a list
                 of PIL images for each clip; "latent": normalised latents.
-            return_dict: whether to wrap the result.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors), returns tensors to replace.
-            callback_on_step_end_tensor_inputs: names of the tensors that it gets.
-            guidance_interval: noise levels (lowest, highest) in [0, 1] between which guidance is applied, see
-                `SamplerSettings`. None: the model's own, `sample_guidance_interval`.
+            return_dict: whether to return a `KinemaPipelineOutput` instead of a tuple.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors); returns tensors to replace.
+            callback_on_step_end_tensor_inputs: names of the tensors passed to the callback.
+            guidance_interval: interval (lowest, highest] of noise levels at which guidance is applied, see
+                `SamplerSettings`. None: `sample_guidance_interval`.
 
         Returns:
-            `.frames`, or a tuple of them.
+            A `KinemaPipelineOutput` with `.frames`, or a tuple (frames,).
 
         Raises:
-            KinemaError: an argument is out of its range.
+            KinemaError: an argument is out of range.
 
         Warns:
-            PromptWarning: words outside the vocabulary, or a prompt that is cut.
+            PromptWarning: a prompt has unknown words or is truncated.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -237,8 +235,8 @@ class KinemaPipeline(DiffusionPipeline):
         callback: StepCallback | None,
         callback_tensors: Sequence[str],
     ) -> Float[Tensor, "b z t h w"]:
-        """Follows the velocity from noise to clean latents; what is given stays in place."""
-        # Of all steps at once: a device is waited for one time.
+        """Integrate the velocity from noise to clean latents, keeping given latents fixed."""
+        # For all steps at once, to synchronise with the device only once.
         levels = set_noise_levels(self.scheduler, self._settings.num_inference_steps, latents.device)
         is_guided = [self._settings.guides(noise_level) for noise_level in levels]
         self._num_timesteps = len(self.scheduler.timesteps)
@@ -272,7 +270,7 @@ class KinemaPipeline(DiffusionPipeline):
         text: TextFeatures,
         negative: TextFeatures | None,
     ) -> Float[Tensor, "b z t h w"]:
-        """Velocity for the prompt, guided away from the negative one if there is one."""
+        """Predict the velocity, with guidance if a negative prompt is given."""
         t = (timestep / TIMESTEP_SCALE).expand(len(latents))
         inputs = {
             "hidden_states": latents.to(self.transformer.dtype),
@@ -287,10 +285,10 @@ class KinemaPipeline(DiffusionPipeline):
             ].float()
         if negative is not None:
             with self.transformer.cache_context("uncond"):
-                away = self.transformer(
+                negative_velocity = self.transformer(
                     **inputs, encoder_hidden_states=negative.values, encoder_attention_mask=negative.mask
                 )[0].float()
-            velocity = away + self.guidance_scale * (velocity - away)
+            velocity = negative_velocity + self.guidance_scale * (velocity - negative_velocity)
         return velocity
 
     def _encode_prompts(
@@ -311,18 +309,17 @@ class KinemaPipeline(DiffusionPipeline):
         return text.select(rows), negative.select(rows if len(negative) > 1 else torch.zeros_like(rows))
 
     def encode_text(self, prompt: str | Sequence[str] | TextFeatures, *, name: str = "prompt") -> TextFeatures:
-        """Text features of prompts, as the transformer takes them; warns of what it cannot read.
+        """Encode prompts as text features for the transformer.
 
         Args:
-            prompt: one or several; text features are passed on.
-            name: what errors and warnings call the argument. The empty negative prompt means that there is none, and
-                gives no warning.
+            prompt: one or several prompts; text features are returned unchanged, on the execution device.
+            name: name of the argument in errors and warnings; no warning is given for an empty `negative_prompt`.
 
         Raises:
-            KinemaError: there is no prompt, or one that is no text.
+            KinemaError: there is no prompt, or one is not a string.
 
         Warns:
-            PromptWarning: a prompt has no word that the model knows, or some that it does not know, or is cut.
+            PromptWarning: a prompt has no effect, has unknown words, or is truncated.
         """
         device = self._execution_device
         if isinstance(prompt, TextFeatures):
@@ -330,8 +327,8 @@ class KinemaPipeline(DiffusionPipeline):
         prompts = prompt_list(prompt, name)
         max_length = self.transformer.config["text_max_length"]
         is_word_model = self.text_encoder is None
-        meant = [each for each in prompts if each or name != "negative_prompt"]
-        warn_of_prompts(self.tokenizer, meant, max_length, is_word_tokenizer=is_word_model, name=name)
+        to_check = [each for each in prompts if each or name != "negative_prompt"]
+        warn_of_prompts(self.tokenizer, to_check, max_length, is_word_tokenizer=is_word_model, name=name)
         if is_word_model:
             encoder: TextEncoder = WordTextEncoder(self.tokenizer, max_length)
         else:
@@ -341,21 +338,21 @@ class KinemaPipeline(DiffusionPipeline):
         return text if is_ids else TextFeatures(text.values.to(self.transformer.dtype), text.mask)
 
     def _frame_size(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """The wanted size, checked against the least that the tokenizer can hold."""
-        smallest = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
+        """Return the output size, checked against the minimum of the tokenizer."""
+        minimums = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
         size = []
-        for name, given, default, least in zip(
-            ("num_frames", "height", "width"), (num_frames, height, width), self.config["sample_size"], smallest,
+        for name, requested, default, minimum in zip(
+            ("num_frames", "height", "width"), (num_frames, height, width), self.config["sample_size"], minimums,
             strict=True,
         ):  # fmt: skip
-            value = default if given is None else given
-            if value < least:
-                raise KinemaError(f"`{name}` (={value}) must be at least {least}")
+            value = default if requested is None else requested
+            if value < minimum:
+                raise KinemaError(f"`{name}` (={value}) must be at least {minimum}")
             size.append(value)
         return size[0], size[1], size[2]
 
     def _latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent grid that holds a clip of that size: whole latent steps, and whole patches of the transformer."""
+        """Return the latent grid for a clip size, rounded up to whole latent steps and patches."""
         ratios = self.vae.temporal_compression_ratio, self.vae.spatial_compression_ratio
         t, h, w = (
             -(-latent // patch) * patch
@@ -372,7 +369,9 @@ class KinemaPipeline(DiffusionPipeline):
     ) -> Float[Tensor, "b z t h w"]:
         shape = (num_clips, self.transformer.config["in_channels"], *self._latent_size(size))
         if isinstance(generator, list) and len(generator) != num_clips:
-            raise KinemaError(f"`generator` (a list of {len(generator)}) must have one for each clip (={num_clips})")
+            raise KinemaError(
+                f"`generator` (a list of {len(generator)}) must have one generator per clip (={num_clips})"
+            )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
@@ -382,10 +381,10 @@ class KinemaPipeline(DiffusionPipeline):
     def _prepare_conditioning(
         self, first_frames: Float[Tensor, "p 3 1 H W"] | None, num_videos: int, noise: Float[Tensor, "b z t h w"]
     ) -> Conditioning:
-        """The first latent step depends on the first frame alone: encoding one frame gives it."""
+        """Encode first frames as given latents; the first latent step depends on the first frame only."""
         if first_frames is None:
             return Conditioning.nothing(noise)
-        # Whole patches, should these be larger than a latent position.
+        # Pad to whole patches of the transformer.
         whole_patches = self.vae.spatial_compression_ratio * self.transformer.patch_size[1]
         padded = pad_to_grid(first_frames, self.vae.temporal_compression_ratio, whole_patches)
         latents = self.vae.encode(padded.to(noise.device, self.vae.dtype)).latents.float()
@@ -408,5 +407,5 @@ class KinemaPipeline(DiffusionPipeline):
 
 
 def _is_repository_name(name: str) -> bool:
-    """Whether a name can be one of the Hugging Face Hub: owner/repository."""
+    """Whether a name has the form of a Hugging Face Hub repository, owner/repository."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")

@@ -1,4 +1,4 @@
-"""What a model cannot read of its prompts: said in warnings that always appear."""
+"""Warnings about prompts: unknown words and truncation."""
 
 import difflib
 import sys
@@ -13,25 +13,25 @@ from kinema.generation.words import encodable_text
 
 _MAX_NAMED = 8
 _MAX_SHOWN = 60
-_NOT_THE_CALLER = ("kinema.", "torch.", "jaxtyping.")  # torch and jaxtyping wrap functions
+_NOT_THE_CALLER = ("kinema.", "torch.", "jaxtyping.")  # modules that wrap functions, skipped in the stack
 
 
 class PromptWarning(UserWarning):
-    """A prompt, or a part of it, has no effect: words outside the vocabulary, or words beyond the longest prompt."""
+    """A prompt, or a part of it, has no effect: words are unknown, or beyond the maximum length."""
 
 
 def known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The words of a tokenizer made by `build_word_tokenizer`, in order of id."""
+    """Return the words of a tokenizer made by `build_word_tokenizer`, in order of id."""
     special = set(tokenizer.all_special_tokens)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return [word for word, _ in vocabulary if word not in special]
 
 
 def missing_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The distinct words of a text that the vocabulary lacks, in order; split and looked up by this tokenizer itself.
+    """Return the distinct words of a text that are not in the vocabulary, in order, as split by this tokenizer.
 
     Args:
-        tokenizer: made by `build_word_tokenizer`, of this or an older version.
+        tokenizer: a tokenizer made by `build_word_tokenizer` of this or an older version.
         text: a prompt or captions.
     """
     backend: Any = tokenizer.backend_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -42,36 +42,36 @@ def missing_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str, num_near: int = 3) -> dict[str, list[str]]:
-    """Finds the words of a prompt that the vocabulary lacks.
+    """Return the words of a prompt that are not in the vocabulary, with suggestions.
 
     Args:
-        tokenizer: made by `build_word_tokenizer`.
+        tokenizer: a tokenizer made by `build_word_tokenizer`.
         prompt: the prompt.
-        num_near: how many near words to offer.
+        num_near: number of suggestions per word.
 
     Returns:
-        Each unknown word with the known words that are spelled most like it, nearest first.
+        The known words with the most similar spelling for each unknown word, most similar first.
     """
     known = known_words(tokenizer)
     return {word: _near_words(word, known, num_near) for word in missing_words(tokenizer, prompt)}
 
 
 def _near_words(word: str, known: list[str], num: int) -> list[str]:
-    """Words spelled much like it; if there is none, the nearest all the same."""
-    word = word[:_MAX_SHOWN]  # comparing costs the product of the lengths
+    """Return words with similar spelling, or the most similar ones if none is close."""
+    word = word[:_MAX_SHOWN]  # the cost is proportional to the product of the lengths
     near = difflib.get_close_matches(word, known, n=num, cutoff=0.6)
     return near or difflib.get_close_matches(word, known, n=num, cutoff=0.0)
 
 
 def prompt_list(prompts: Any, name: str = "prompt") -> list[str]:
-    """One prompt or several as a list.
+    """Convert one or several prompts to a list.
 
     Args:
         prompts: a string or a sequence of strings.
-        name: what errors call the argument.
+        name: name of the argument in errors.
 
     Raises:
-        KinemaError: there is none, or one that is no string.
+        KinemaError: `prompts` is empty, or contains something other than strings.
     """
     texts = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
     if not texts:
@@ -90,14 +90,14 @@ def warn_of_prompts(
     is_word_tokenizer: bool,
     name: str = "prompt",
 ) -> None:
-    """Warns, at each call, of prompts without effect, of unknown words, and of prompts that are cut.
+    """Warn of prompts without effect, unknown words and truncated prompts, at every call.
 
     Args:
-        tokenizer: a word tokenizer, or that of a text encoder.
+        tokenizer: a word tokenizer, or the tokenizer of a text encoder.
         prompts: the prompts.
-        max_length: tokens at which prompts are cut.
-        is_word_tokenizer: whether unknown words are named.
-        name: what warnings call the argument.
+        max_length: maximum number of tokens.
+        is_word_tokenizer: whether `tokenizer` has a fixed vocabulary of words, whose unknown words are reported.
+        name: name of the argument in warnings.
     """
     distinct = list(dict.fromkeys(prompts))
     without_effect = [p for p in distinct if not _has_known_token(tokenizer, p, max_length)]
@@ -122,12 +122,12 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def _has_known_token(tokenizer: PreTrainedTokenizerBase, prompt: str, max_length: int) -> bool:
-    """Whether anything of the prompt, as far as the model reads it, is in the vocabulary."""
+    """Whether the prompt, truncated to `max_length`, contains a known token."""
     return bool(set(_token_ids(tokenizer, prompt)[:max_length]) - set(tokenizer.all_special_ids))
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> str:
-    """The first words with near ones, and how many more there are."""
+    """Format the first words with suggestions, and the number of further words."""
     known = known_words(tokenizer)
     parts = [f"{_shown(word)} (near: {', '.join(_near_words(word, known, 3))})" for word in words[:_MAX_NAMED]]
     return "; ".join(parts) + (f"; and {len(words) - _MAX_NAMED} more" if len(words) > _MAX_NAMED else "")
@@ -138,9 +138,9 @@ def _shown(text: str) -> str:
 
 
 def _warn(message: str) -> None:
-    """Warns, as of the place outside kinema that the call came from.
+    """Issue a warning located at the caller outside of kinema.
 
-    `warnings.warn` would show a message only once for each place, and a second clip would come without one.
+    `warnings.warn` would show a repeated message only once per location; this shows it at every call.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_CALLER):

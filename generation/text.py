@@ -1,7 +1,7 @@
-"""From prompts to what the transformer takes: word ids, or the features of a frozen text encoder.
+"""Text encoding: from prompts to word ids, or to features of a frozen text encoder.
 
-What is here is not trained and can be cached; the trained part of the text path is in the transformer
-(`transformer.layers.TextRefiner`).
+Nothing here is trained, so results can be cached. The trained part of the text path is
+`transformer.layers.TextRefiner`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,11 +25,11 @@ PAD, UNKNOWN, START = "[PAD]", "[UNK]", "[START]"
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Text of a batch of prompts.
+    """Encoded text of a batch of prompts.
 
     Attributes:
         values: word ids (b, l), or features (b, l, f).
-        mask: true where there is text; at least one position a row.
+        mask: true for text, false for padding; at least one true position per row.
     """
 
     values: Int[Tensor, "b l"] | Float[Tensor, "b l f"]
@@ -39,22 +39,22 @@ class TextFeatures:
         return len(self.values)
 
     def to(self, device: torch.device | str) -> "TextFeatures":
-        """Moves both tensors."""
+        """Move both tensors to a device."""
         return TextFeatures(self.values.to(device), self.mask.to(device))
 
     def select(self, rows: Int[Tensor, " m"] | Sequence[int]) -> "TextFeatures":
-        """Takes rows, in order, as often as named; drops columns that are padding in all of them."""
+        """Select rows by index and drop columns that are padding in all of them."""
         rows = torch.as_tensor(rows, device=self.values.device)
         return TextFeatures(self.values[rows], self.mask[rows]).trim()
 
     def trim(self) -> "TextFeatures":
-        """Drops the trailing columns that are padding in every row."""
+        """Drop trailing columns that are padding in every row."""
         used = self.mask.any(dim=0).nonzero()
         length = int(used.max()) + 1 if len(used) else 1
         return TextFeatures(self.values[:, :length], self.mask[:, :length])
 
     def pad(self, length: int) -> "TextFeatures":
-        """Adds padding up to a length."""
+        """Pad to a length."""
         extra = length - self.mask.shape[1]
         if extra <= 0:
             return self
@@ -63,11 +63,11 @@ class TextFeatures:
         return TextFeatures(torch.cat((self.values, values), dim=1), torch.cat((self.mask, mask), dim=1))
 
     def drop(self, rows: Bool[Tensor, " b"], null: "TextFeatures") -> "TextFeatures":
-        """Replaces rows by the empty prompt: how classifier-free guidance is trained (arXiv:2207.12598, 3.1).
+        """Replace rows by the empty prompt, for training with classifier-free guidance (arXiv:2207.12598, 3.1).
 
         Args:
             rows: which rows to replace.
-            null: the features of the empty prompt, one row.
+            null: features of the empty prompt, one row.
         """
         length = max(self.mask.shape[1], null.mask.shape[1])
         text, null = self.pad(length), null.pad(length).to(self.values.device)
@@ -77,42 +77,42 @@ class TextFeatures:
 
 
 def concatenate(parts: Sequence[TextFeatures]) -> TextFeatures:
-    """Stacks batches of text, padding them to the longest."""
+    """Concatenate batches of text, padded to the longest."""
     length = max(part.mask.shape[1] for part in parts)
     padded = [part.pad(length) for part in parts]
     return TextFeatures(torch.cat([part.values for part in padded]), torch.cat([part.mask for part in padded]))
 
 
 class TextEncoder(Protocol):
-    """Turns prompts into text features. The empty prompt is the one that guidance steers away from."""
+    """Encodes prompts as text features. Guidance uses the empty prompt as the default negative prompt."""
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures: ...
 
 
 @dataclass(frozen=True)
 class WordTextEncoder:
-    """Text as ids of a fixed word vocabulary; see `build_word_tokenizer`.
+    """Encodes text as ids of a fixed word vocabulary; see `build_word_tokenizer`.
 
     Attributes:
-        tokenizer: the vocabulary.
-        max_length: longest prompt in tokens; longer ones are cut.
+        tokenizer: the word tokenizer.
+        max_length: maximum number of tokens; longer prompts are truncated.
     """
 
     tokenizer: PreTrainedTokenizerFast
     max_length: int = 64
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
-        """Returns ids (b, l) padded to the longest prompt; the empty prompt is the start token alone."""
+        """Return ids (b, l) padded to the longest prompt; the empty prompt consists of the start token."""
         return _tokenize(self.tokenizer, prompts, self.max_length)
 
 
 class TransformersTextEncoder:
-    """Text as the last hidden states of a frozen `transformers` text encoder (T5, CLIP, ...).
+    """Encodes text as the last hidden states of a frozen `transformers` text encoder (T5, CLIP, ...).
 
     Args:
         tokenizer: the encoder's tokenizer.
-        model: the encoder; it is frozen and set to evaluation.
-        max_length: longest prompt in tokens; longer ones are cut.
+        model: the encoder; it is frozen and set to evaluation mode.
+        max_length: maximum number of tokens; longer prompts are truncated.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: nn.Module, max_length: int = 64) -> None:
@@ -121,7 +121,7 @@ class TransformersTextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
-        """Returns features (b, l, f), zero at padding."""
+        """Return features (b, l, f), zero at padding."""
         tokens = _tokenize(self.tokenizer, prompts, self.max_length).to(self.model.device)
         states = self.model(input_ids=tokens.values, attention_mask=tokens.mask.long()).last_hidden_state
         return TextFeatures(states * tokens.mask[:, :, None], tokens.mask)
@@ -134,16 +134,16 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_le
 
 
 def build_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer of a fixed vocabulary of words.
+    """Build a tokenizer with a fixed vocabulary of words.
 
-    Prompts are split as `split_words` does, by the same rule. A start token comes first, so that the empty prompt has
-    one token. Ids: 0 padding, 1 unknown word, 2 start, then the words in the given order.
+    Prompts are split by the rule of `split_words`. A start token is prepended, so that the empty prompt has one token.
+    Ids: 0 padding, 1 unknown word, 2 start, then the words in order.
 
     Args:
-        words: as `split_words` gives them, each once.
+        words: distinct words, as returned by `split_words`.
 
     Raises:
-        KinemaError: no words, or one that is repeated or not as `split_words` gives it.
+        KinemaError: `words` is empty, or contains a repeated word or one that `split_words` would change.
     """
     words = list(words)
     if not words:
@@ -153,7 +153,7 @@ def build_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
         if word in vocabulary:
             raise KinemaError(f"`words` (has {word!r} twice) must be distinct")
         if split_words(word) != [word]:
-            raise KinemaError(f"`words` (has {word!r}) must be words as `split_words` gives them: {split_words(word)}")
+            raise KinemaError(f"`words` (has {word!r}) must be words as returned by `split_words`: {split_words(word)}")
         vocabulary[word] = len(vocabulary)
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.normalizer = word_normalizer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,7 @@
-"""What a word is: the one rule by which vocabularies are made, prompts are read and warnings are given.
+"""Word splitting, the same for vocabularies, prompts and warnings.
 
-The rule is a normalizer and a pre-tokenizer of the `tokenizers` library. The saved file of a word tokenizer has both,
-and `split_words` runs the same two, so that there is no second splitter that could disagree.
+It consists of a normalizer and a pre-tokenizer of the `tokenizers` library. Saved word tokenizers contain both, and
+`split_words` runs the same two, so that all agree.
 """
 
 from contextlib import suppress
@@ -16,11 +16,11 @@ _CHINESE_CHARACTER = r"[\p{L}\p{N}&&\p{Han}]\p{M}*"
 
 
 def word_normalizer() -> normalizers.Normalizer:
-    """Text as words are compared: one spelling of each character (NFC), lower case, nothing invisible.
+    """Return the normalizer of words: NFC, lower case, without invisible characters.
 
-    Invisible is what Unicode says to ignore where it is not supported (joiners, soft hyphens, direction marks,
-    variation selectors): people type a word with or without them. A zero-width space ends a word in Khmer, Thai and
-    Burmese. Σ at the end of a word becomes ς, whichever of σ and ς was typed, and İ becomes i.
+    Invisible characters are Unicode's default ignorable code points (joiners, soft hyphens, direction marks, variation
+    selectors), which people type or omit at will. A zero-width space separates words in Khmer, Thai and Burmese. Σ at
+    the end of a word becomes ς, whether σ or ς was typed, and İ becomes i.
     """
     return normalizers.Sequence(
         [
@@ -37,9 +37,9 @@ def word_normalizer() -> normalizers.Normalizer:
 
 
 def word_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Cuts normalised text into words and leaves out what is between them.
+    """Return the pre-tokenizer that extracts the words of normalised text.
 
-    A word is a run of letters, digits and the marks on them. A Chinese character is a word of its own, because Chinese
+    A word is a run of letters, digits and combining marks. Each Chinese character is a separate word, because Chinese
     and Japanese are written without spaces.
     """
     return pre_tokenizers.Split(Regex(f"{_CHINESE_CHARACTER}|{_FIRST_IN_WORD}{_IN_WORD}*"), "removed", invert=True)
@@ -49,22 +49,21 @@ _NORMALIZER, _PRE_TOKENIZER = word_normalizer(), word_pre_tokenizer()
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, normalised, in order: `"A red-hot CAFÉ"` has a, red, hot, café.
+    """Return the normalised words of a text in order: a, red, hot, café for `"A red-hot CAFÉ"`.
 
-    Case, punctuation, symbols and spaces do not count, whatever the script; composed and decomposed spellings are one
-    word.
+    Case, punctuation, symbols and spaces are ignored in all scripts; composed and decomposed spellings are equal.
 
     Args:
-        text: Any text; halves of surrogate pairs, as damaged files have them, separate words.
+        text: Any text; unpaired surrogates, as in damaged files, separate words.
     """
     return [word for word, _ in _PRE_TOKENIZER.pre_tokenize_str(_NORMALIZER.normalize_str(encodable_text(text)))]
 
 
 def encodable_text(text: str) -> str:
-    """The text with U+FFFD in place of halves of surrogate pairs, which no tokenizer takes.
+    """Replace unpaired surrogates, which tokenizers reject, by U+FFFD.
 
-    They come from escapes in JSON, and from bytes on the command line that are not of its encoding. Where those bytes
-    are UTF-8 (a shell with `LC_ALL=POSIX`), the text is read as such.
+    They come from JSON escapes, and from command-line bytes that are invalid in the locale's encoding. If those bytes
+    are valid UTF-8 (as in a shell with `LC_ALL=POSIX`), they are decoded as UTF-8.
     """
     with suppress(UnicodeError):
         return text.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line, quiet_casting
-from kinema.machine import lasting
+from kinema.machine import inference_mode_disabled
 from kinema.tokenizers.checks import (
     check_config_keys,
     check_latents,
@@ -400,7 +400,7 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         key = (tuple(config.latents_mean), tuple(config.latents_std), like.device)
         if self._statistics_on is None or self._statistics_on[0] != key:
             # Kept: to copy them to a device in each call would make the host wait.
-            with lasting():
+            with inference_mode_disabled():
                 both = torch.tensor([config.latents_mean, config.latents_std], device=like.device, dtype=torch.float32)
             self._statistics_on = (key, both.view(2, 1, -1, 1, 1, 1))
         mean, std = self._statistics_on[1]

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="wan-1.3b",
         metavar="NAME",
-        help="wan-1.3b, wan-5b, wan-14b, hunyuan-video, ltx-video, cogvideox-2b, cogvideox-5b, or a preset of kinema's"
-        " own transformer (%(default)s)",
+        help="a published model such as wan-14b or hunyuan-video, or a preset of kinema's own transformer; an unknown"
+        " name lists them all (%(default)s)",
     )
     report.add_argument("--dense-layers", type=int, default=0, metavar="N", help="first layers that stay dense (none)")
     report.add_argument(
@@ -144,4 +144,4 @@ def run_patterns(arguments: argparse.Namespace) -> None:
         width = max((len(setting) for setting, _ in settings), default=0)
         for setting, text in settings:
             print(f"      {setting:<{width}}  {text}")
-    print("\nBlocks take the patterns of A+B in turns; of A*6&B*6 six heads take the one, six the other.")
+    print("\nA+B: blocks alternate between patterns A and B. A*6&B*6: six heads use A, six use B.")

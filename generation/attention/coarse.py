@@ -1,4 +1,4 @@
-"""The coarse branch of VSA (arXiv 2505.13389): attention between means of tiles, beside sparse attention of tokens.
+"""The coarse branch of VSA (arXiv 2505.13389): attention between tile means, added to sparse attention.
 
 Shapes: b batch, h heads, n tokens, s slots, t tiles, d head width.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kinema.generation.attention.grid import TokenOrder
 from kinema.generation.attention.patterns.dynamic import tile_means
-from kinema.machine import as_given
+from kinema.machine import autocast_disabled
 
 
 def coarse_attention(
@@ -17,25 +17,25 @@ def coarse_attention(
     value: Float[Tensor, "b h s d"],
     order: TokenOrder,
 ) -> Float[Tensor, "b h s d"]:
-    """What each tile's mean query gets from the mean values of all tiles, for each slot of the tile.
+    """Attention between tile means; all slots of a tile get the result of its mean query.
 
-    softmax(q̄ k̄ᵀ / √d) v̄, with means over the tokens that a tile has. Gradients flow to all three.
+    softmax(q̄ k̄ᵀ / √d) v̄, with means over the valid tokens of each tile. Differentiable in all three inputs.
 
     Args:
         query: in the slots of `order`.
-        key: likewise.
-        value: likewise.
-        order: the order, in tiles.
+        key: same shape and order as `query`.
+        value: same shape and order as `query`.
+        order: the token order that defines the tiles.
     """
-    with as_given(query.device):  # few numbers, that stand for many: in float32
+    with autocast_disabled(query.device):  # in float32, which is cheap for so few values
         mean_query, mean_key, mean_value = (tile_means(x, order) for x in (query, key, value))
         weights = (mean_query @ mean_key.mT * query.shape[-1] ** -0.5).softmax(-1)
         return (weights @ mean_value).to(value.dtype).repeat_interleave(order.tile_size, dim=2)
 
 
 def annealed_share(step: int, final: float, decrement: float = 0.03, every: int = 50) -> float:
-    """Share of key tiles that a training step sees: 1 at first, `decrement` less every so many steps, down to `final`.
+    """Return the share of key tiles at a training step: 1, minus `decrement` every `every` steps, down to `final`.
 
-    The published schedule takes 0.03 away every 50 steps until a tenth is left.
+    The published schedule falls by 0.03 every 50 steps, to 0.1.
     """
     return max(final, 1.0 - decrement * (step // every))

@@ -1,6 +1,6 @@
-"""Attention under a pattern: the one entry point.
+"""Sparse attention: the entry point, and the choice of a backend.
 
-Shapes: b batch, h heads, n tokens of the grid (or s slots of the pattern's order) with e extra tokens behind, d width.
+Shapes: b batch, h heads, n video tokens (or s slots of a token order) followed by e extra tokens, d head width.
 """
 
 import logging
@@ -15,7 +15,7 @@ from kinema.generation.attention.backends.base import check_extra_mask
 from kinema.generation.attention.grid import Grid, TokenOrder, reorder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import DynamicPattern, Pattern, PerHead
-from kinema.machine import as_given
+from kinema.machine import autocast_disabled
 
 logger = logging.getLogger(__name__)
 
@@ -33,63 +33,63 @@ def sparse_attention(
     extra_mask: Tensor | None = None,
     step: int | None = None,
 ) -> Tensor:
-    """Softmax attention in which video tokens see what the pattern says.
+    """Softmax attention in which each video token attends only to the tokens that the pattern allows.
 
-    Extra tokens (text, conditions), behind those of the grid, see all tokens and are seen by all.
+    Extra tokens (text, conditions) follow the video tokens. They attend to all tokens, and all tokens attend to them.
 
     Args:
-        query: ``(b, h, n, d)``.
-        key: likewise; as many heads as queries.
-        value: likewise.
-        pattern: which tokens see which.
-        grid: numbers of video tokens along time, height and width.
-        num_extra_tokens: tokens behind those of the grid.
-        backend: a name in `BACKENDS`, or `auto`: the fastest that can run this here.
-        order: `raster`: video tokens come (t h w); `tile`: in the slots of ``pattern.order(grid)``, as its `arrange`
-            puts them; or another order whose slots they come in. The result has the same order.
-        extra_mask: ``(b, num_extra_tokens)``, which of them exist as keys (padding does not); None: all.
-        step: the denoising step, for a pattern that changes with it.
+        query: ``(b, h, n + e, d)``.
+        key: same shape as `query`.
+        value: same shape as `query`.
+        pattern: which tokens each token attends to.
+        grid: number of video tokens along time, height and width.
+        num_extra_tokens: number of extra tokens.
+        backend: a name in `BACKENDS`, or `auto` for the fastest one that supports this call.
+        order: order of the video tokens in the inputs and the result. `raster`: (t h w); `tile`: the slots of
+            ``pattern.order(grid)``, as made by its `arrange`; or the slots of another `TokenOrder`.
+        extra_mask: ``(b, num_extra_tokens)``, true for extra tokens to attend to (false for padding); None: all.
+        step: the denoising step, for patterns that depend on it.
 
     Returns:
-        The shape of `query`.
+        A tensor with the shape of `query`.
 
     Raises:
-        KinemaError: shapes, pattern, grid and backend do not fit; nothing was computed.
+        KinemaError: shapes, pattern, grid or backend do not match.
     """
     check_backend(backend)
     for name, argument, kind in (("pattern", pattern, Pattern), ("grid", grid, Grid)):
         if not isinstance(argument, kind):
             raise KinemaError(f"`{name}` (={argument!r}) must be a {kind.__name__}")
-    given = _given_order(order, pattern, grid)
-    length = (grid.num_tokens if given is None else given.num_slots) + num_extra_tokens
-    where = f"grid {grid} in {'raster' if given is None else 'tile'} order"
+    input_order = _input_order(order, pattern, grid)
+    length = (grid.num_tokens if input_order is None else input_order.num_slots) + num_extra_tokens
+    where = f"grid {grid} in {'raster' if input_order is None else 'tile'} order"
     _check(query, key, value, extra_mask, num_extra_tokens, length, where)
     pattern.check_heads(query.shape[1])
     groups = pattern.groups(grid) if isinstance(pattern, PerHead) else []
-    if len(groups) > 1:  # tiles of several kinds
+    if len(groups) > 1:  # heads with different tiles are computed separately
         out: dict[int, Tensor] = {}
         for each, heads in groups:
-            own = sparse_attention(
+            group_out = sparse_attention(
                 *(x[:, heads] for x in (query, key, value)),
                 pattern=each,
                 grid=grid,
                 num_extra_tokens=num_extra_tokens,
                 backend=backend,
-                order="raster" if given is None else given,
+                order="raster" if input_order is None else input_order,
                 extra_mask=extra_mask,
                 step=step,
             )
-            out |= dict(zip(heads, own.unbind(1), strict=True))
+            out |= dict(zip(heads, group_out.unbind(1), strict=True))
         return torch.stack([out[head] for head in range(query.shape[1])], dim=1)
-    layout = _plan(pattern, grid, query, key, value, num_extra_tokens, step, given)
-    return run_layout(query, key, value, layout, backend, extra_mask, given)
+    layout = _plan(pattern, grid, query, key, value, num_extra_tokens, step, input_order)
+    return run_layout(query, key, value, layout, backend, extra_mask, input_order)
 
 
-def _given_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> TokenOrder | None:
-    """The order that tokens come in; None: raster."""
+def _input_order(order: str | TokenOrder, pattern: Pattern, grid: Grid) -> TokenOrder | None:
+    """Return the order of the input tokens; None: raster."""
     if isinstance(order, TokenOrder):
         if order.grid != grid:
-            raise KinemaError(f"`order` (of the grid {order.grid}) must be of the grid {grid}")
+            raise KinemaError(f"`order` (for grid {order.grid}) must be for `grid` (={grid})")
         return order
     if order not in ("raster", "tile"):
         raise KinemaError(f"`order` (={order}) must be one of raster, tile")
@@ -104,14 +104,14 @@ def _plan(
     value: Tensor,
     num_extra_tokens: int,
     step: int | None,
-    given: TokenOrder | None,
+    input_order: TokenOrder | None,
 ) -> BlockLayout:
-    """The pattern's layout for tensors in a given order."""
+    """Return the pattern's layout for tensors in `input_order`."""
     if not isinstance(pattern, DynamicPattern):
         return pattern.plan(grid, query.shape[1], num_extra_tokens, step=step)
     order = pattern.order(grid)
-    query, key, value = (reorder(x, given, order)[:, :, : order.num_slots] for x in (query, key, value))
-    with as_given(query.device):  # rounded scores have ties
+    query, key, value = (reorder(x, input_order, order)[:, :, : order.num_slots] for x in (query, key, value))
+    with autocast_disabled(query.device):  # scores in a lower precision would tie
         return pattern.plan_slots(order, num_extra_tokens, query, key, step, value)
 
 
@@ -122,34 +122,34 @@ def run_layout(
     layout: BlockLayout,
     backend: str = "auto",
     extra_mask: Tensor | None = None,
-    given: TokenOrder | None = None,
+    input_order: TokenOrder | None = None,
 ) -> Tensor:
-    """Attention under a layout, for tensors in a given order (None: raster); see `sparse_attention`."""
+    """Compute attention under a layout, for tensors in `input_order` (None: raster); see `sparse_attention`."""
     chosen = choose_backend(backend, layout, query)
     try:
-        return chosen.run_from(given, query, key, value, layout, extra_mask)
+        return chosen.run_from(input_order, query, key, value, layout, extra_mask)
     except BackendFailed as error:
         if backend != "auto":
             raise
-        _say_failure(chosen.name, str(error))
-        return BACKENDS[FALLBACK].run_from(given, query, key, value, layout, extra_mask)
+        _log_failure_once(chosen.name, str(error))
+        return BACKENDS[FALLBACK].run_from(input_order, query, key, value, layout, extra_mask)
 
 
 def check_backend(name: str) -> None:
-    """Raises an error where there is no backend of this name.
+    """Validate a backend name.
 
     Raises:
-        KinemaError: so it is.
+        KinemaError: `name` is not registered.
     """
     if name != "auto" and name not in BACKENDS:
         raise KinemaError(f"`backend` (={name}) must be one of auto, {', '.join(BACKENDS)}")
 
 
 def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
-    """The backend of a name, or the first that can run the layout.
+    """Return the backend called `name`, or for `auto` the fastest one that supports the layout.
 
     Raises:
-        KinemaError: the name is unknown, or the backend cannot run this here; the message says what would.
+        KinemaError: `name` is not registered, or that backend does not support the layout on this device.
     """
     check_backend(name)
     reasons: dict[str, str] = {}
@@ -159,9 +159,9 @@ def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
             break
         reasons[other] = reason
     else:
-        raise AssertionError("the last backend runs everything")
+        raise AssertionError("the last backend supports every layout")
     if name == "auto":
-        _say(other, query.device.type, str(query.dtype), layout.order.tile_size, tuple(reasons.items()))
+        _log_once(other, query.device.type, str(query.dtype), layout.order.tile_size, tuple(reasons.items()))
         return backend
     reason = BACKENDS[name].missing(layout, query)
     if reason is not None:
@@ -170,13 +170,13 @@ def choose_backend(name: str, layout: BlockLayout, query: Tensor) -> Backend:
 
 
 @lru_cache(maxsize=256)
-def _say_failure(name: str, reason: str) -> None:
+def _log_failure_once(name: str, reason: str) -> None:
     logger.warning("attention backend %s failed, %s runs instead: %s", name, FALLBACK, reason)
 
 
 @lru_cache(maxsize=256)
-def _say(name: str, device: str, dtype: str, tile_size: int, others: tuple[tuple[str, str], ...]) -> None:
-    """One line for each kind of call."""
+def _log_once(name: str, device: str, dtype: str, tile_size: int, others: tuple[tuple[str, str], ...]) -> None:
+    """Log the chosen backend once for each kind of call."""
     because = "; ".join(f"not {other}: {reason}" for other, reason in others) or "nothing is faster"
     logger.info("attention backend %s on %s, %s, tiles of %d tokens (%s)", name, device, dtype, tile_size, because)
 

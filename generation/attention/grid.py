@@ -1,4 +1,4 @@
-"""The grid of video tokens, and orders of its tokens that put what attends to each other side by side.
+"""The grid of video tokens, and token orders that place tokens which attend to each other next to each other.
 
 Shapes: b batch, h heads, n tokens of the grid in raster order (t h w), s slots, d head width.
 """
@@ -14,10 +14,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.machine import lasting
+from kinema.machine import inference_mode_disabled
 
 Axis = tuple[tuple[int, ...], ...]
-"""Positions along one axis, in groups; each position is in one of them."""
+"""Positions along one axis, split into groups; each position is in exactly one group."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Grid:
     """Numbers of video tokens along time, height and width.
 
     Raises:
-        KinemaError: one is below 1, or no integer.
+        KinemaError: a size is not an integer of at least 1.
     """
 
     t: int
@@ -50,27 +50,27 @@ class Grid:
         return "x".join(map(str, self.sizes))
 
     def positions(self, tokens: Int[Tensor, "*any"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, h, w) of tokens by their place in raster order."""
+        """Return the (t, h, w) coordinates of tokens given by raster index."""
         return tokens // (self.h * self.w), tokens // self.w % self.h, tokens % self.w
 
 
 @dataclass(frozen=True, eq=False)
 class TokenOrder:
-    """Tokens of a grid in tiles of one size: tile after tile, each a run of slots.
+    """An order of a grid's tokens in equally sized tiles; each tile is a contiguous run of slots.
 
-    A ragged tile has slots without a token; such a slot repeats the tile's last token, so that whatever is computed
-    there is finite, and is not `valid`.
+    Where a tile is cut off by the border of the grid ("ragged"), its unused slots repeat its last token, so that values
+    computed there are finite. `valid` is false for them.
 
     Attributes:
         grid: the grid.
-        tile_size: slots of a tile.
+        tile_size: slots per tile.
         tokens: the token of each slot.
-        valid: false where a slot repeats another's token.
-        slots: the slot of each token, the inverse.
-        tile_grid: numbers of tiles along the axes that were cut, in the order of the tiles.
-        run: slots side by side that are of one latent step; every run of so many, from the first slot on, is.
-        is_ragged: whether some slots are not valid.
-        is_raster: whether it is raster order, without a slot more.
+        valid: false for unused slots, which repeat another token.
+        slots: the slot of each token; the inverse of `tokens`.
+        tile_grid: number of tiles along each axis that is divided into tiles, in the order of the tiles.
+        run: number of consecutive slots that belong to one latent time step.
+        is_ragged: whether any slot is invalid.
+        is_raster: whether the order equals raster order, without extra slots.
     """
 
     grid: Grid
@@ -86,42 +86,42 @@ class TokenOrder:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles."""
+        """Number of tiles."""
         return len(self.tokens) // self.tile_size
 
     @property
     def num_slots(self) -> int:
-        """Slots: tokens, and what fills up ragged tiles."""
+        """Number of slots, including unused ones."""
         return len(self.tokens)
 
     def to(self, device: torch.device) -> "TokenOrder":
-        """The same order with its tables on a device, copied there once."""
+        """Return this order with its tensors on a device. The copy is cached."""
         if self.tokens.device == device:
             return self
         if device not in self._copies:
-            with lasting():
+            with inference_mode_disabled():
                 tables = [x.to(device) for x in (self.tokens, self.valid, self.slots)]
             self._copies[device] = replace(self, tokens=tables[0], valid=tables[1], slots=tables[2], _copies={})
         return self._copies[device]
 
     def arrange(self, x: Tensor, dim: int) -> Tensor:
-        """From raster order to slots. What follows the tokens along `dim` (extra tokens) stays behind them.
+        """Reorder tokens along `dim` from raster order to slots. Extra tokens stay at the end.
 
         Raises:
-            KinemaError: there are fewer than the grid's tokens.
+            KinemaError: `x` has fewer tokens than the grid.
         """
         return _reorder(x, dim, self.to(x.device).tokens, self.grid.num_tokens, "tokens")
 
     def restore(self, x: Tensor, dim: int) -> Tensor:
-        """From slots back to raster order; extra tokens stay behind.
+        """Reorder slots along `dim` back to raster order. Extra tokens stay at the end.
 
         Raises:
-            KinemaError: there are fewer than the order's slots.
+            KinemaError: `x` has fewer slots than this order.
         """
         return _reorder(x, dim, self.to(x.device).slots, self.num_slots, "slots")
 
     def tiles_of(self, x: Tensor) -> Tensor:
-        """``(s, ...)`` as ``(tiles, tile_size, ...)``."""
+        """Reshape ``(s, ...)`` to ``(tiles, tile_size, ...)``."""
         return x.unflatten(0, (self.num_tiles, self.tile_size))
 
 
@@ -134,7 +134,7 @@ def _reorder(x: Tensor, dim: int, index: Tensor, size: int, what: str) -> Tensor
 
 
 def reorder(x: Tensor, before: TokenOrder | None, after: TokenOrder | None) -> Tensor:
-    """``(b, h, n, d)`` from one order to another, extra tokens behind; None is raster order."""
+    """Reorder ``(b, h, n, d)`` from one token order to another (None: raster). Extra tokens stay at the end."""
     if before is after:
         return x
     if before is not None and not before.is_raster:
@@ -143,24 +143,24 @@ def reorder(x: Tensor, before: TokenOrder | None, after: TokenOrder | None) -> T
 
 
 def runs(size: int, length: int, offset: int = 0) -> Axis:
-    """Groups of `length` neighbours along an axis; the first has `offset` of them, where that is given."""
+    """Split an axis into groups of `length` neighbours. With a positive `offset`, the first group has that length."""
     starts = sorted({0, *range(offset, size, length)})
     return tuple(tuple(range(a, b)) for a, b in zip(starts, [*starts[1:], size], strict=True))
 
 
 @lru_cache(maxsize=256)
 def token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> TokenOrder:
-    """The order whose tiles are the products of groups along the axes. Computed once for each grid.
+    """Return the order whose tiles are the products of groups along the axes. Results are cached.
 
     Args:
         grid: the grid.
-        shape: how its tokens, in raster order, are seen, time first: ``grid.sizes``, or a frame as one axis.
-        axes: for each axis of `shape` its groups.
+        shape: shape of the raster-ordered tokens, time first: ``grid.sizes``, or (t, h * w).
+        axes: the groups along each axis of `shape`.
 
     Example:
         Tiles 2×8×8: ``token_order(grid, grid.sizes, (runs(grid.t, 2), runs(grid.h, 8), runs(grid.w, 8)))``.
     """
-    with lasting():
+    with inference_mode_disabled():
         return _token_order(grid, shape, axes)
 
 
@@ -176,7 +176,7 @@ def _token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> 
         places = torch.tensor([[*group, *[group[-1]] * (length - len(group))] for group in axis])
         exists = torch.tensor([[i < len(group) for i in range(length)] for group in axis])
         numbers.append(len(axis))
-        # What is there, (tiles, slots), by this axis, (groups, length): groups go to the tiles, places to the slots.
+        # Combine (tiles, slots) so far with (groups, length) of this axis: tiles × groups, slots × length.
         shaped = tokens.view(prod(numbers[:-1]), 1, -1, 1), places.view(1, len(axis), 1, length)
         tokens = (shaped[0] * size + shaped[1]).flatten(2).flatten(0, 1)
         shaped = valid.view(prod(numbers[:-1]), 1, -1, 1), exists.view(1, len(axis), 1, length)
@@ -192,26 +192,26 @@ def _token_order(grid: Grid, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> 
 
 
 def tile_order(grid: Grid, tile: Sequence[int]) -> TokenOrder:
-    """Tiles of (t, h, w) tokens, smaller ones at the ends; a tile larger than the grid is the grid."""
+    """Divide the grid into tiles of (t, h, w) tokens; tiles are clipped at the ends of an axis."""
     size = [min(length, n) for length, n in zip(tile, grid.sizes, strict=True)]
     return token_order(grid, grid.sizes, tuple(runs(n, length) for n, length in zip(grid.sizes, size, strict=True)))
 
 
-def check_number(name: str, value: Any, least: int) -> None:
-    """Raises an error where something is no integer of at least `least`.
+def check_number(name: str, value: Any, minimum: int) -> None:
+    """Validate an integer argument.
 
     Raises:
-        KinemaError: so it is.
+        KinemaError: `value` is not an integer, or below `minimum`.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise KinemaError(f"`{name}` (={value}) must be at least {least}, and an integer")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise KinemaError(f"`{name}` (={value}) must be at least {minimum}, and an integer")
 
 
 def check_triple(name: str, value: Any) -> tuple[int, int, int]:
-    """A tuple of three integers of at least 1.
+    """Validate a tuple of three integers of at least 1, and return it.
 
     Raises:
-        KinemaError: it is something else.
+        KinemaError: `value` is not such a tuple.
     """
     is_triple = isinstance(value, tuple) and len(value) == 3
     if not is_triple or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in value):

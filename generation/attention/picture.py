@@ -1,6 +1,6 @@
-"""Pictures of masks: which tiles see which, and what a tile in the middle of the clip sees, frame by frame.
+"""Pictures of masks: the tile pairs that attend, and the tokens that the tile in the middle attends to, by frame.
 
-Shapes: q tiles of queries and of keys, t h w the grid.
+Shapes: q query tiles and key tiles, t h w the grid.
 """
 
 import os
@@ -23,44 +23,44 @@ from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns import Density, Pattern, PerHead, SpatialTemporalHeads, StaticPattern
 from kinema.generation.attention.report import label, shorten
 
-_HIDDEN, _PARTLY, _SEEN, _OWN = "#e6eaf1", "#8fb0ea", "#1f4fb5", "#d1495b"
-_MOST_TILES = 256  # to a side of a picture; more are drawn as groups
-_MOST_FRAMES = 28
-_WIDE, _HIGH, _NUMBER = 7.4, 2.3, 0.14  # inches for the frames of a head, and for the number above a frame
+_UNSEEN, _PARTIAL, _SEEN, _QUERIES = "#e6eaf1", "#8fb0ea", "#1f4fb5", "#d1495b"
+_MAX_TILES = 256  # per side of a picture; more are averaged in groups
+_MAX_FRAMES = 28
+_WIDTH, _HEIGHT, _LABEL_HEIGHT = 7.4, 2.3, 0.14  # inches for the frames of a head, and for the label above a frame
 
 
 @dataclass(frozen=True, eq=False)
 class HeadView:
-    """What one head, or several that are alike, sees.
+    """What one head, or several equal ones, attend to.
 
     Attributes:
         title: pattern and heads.
-        tiles: 0 not seen, 1 seen in part, 2 seen wholly: query tiles by key tiles, in the order of the pattern.
-        share: which share of the middle tile's queries sees each token.
-        own: the tokens of that tile.
+        tiles: query tiles by key tiles in the order of the pattern: 0 none, 1 partial, 2 full.
+        share: for each token, the share of the middle tile's queries that attend to it.
+        queries: the tokens of the middle tile.
     """
 
     title: str
     tiles: Int[Tensor, "q q"]
     share: Float[Tensor, "t h w"]
-    own: Bool[Tensor, "t h w"]
+    queries: Bool[Tensor, "t h w"]
 
 
 def head_views(patterns: Sequence[Pattern], grid: Grid) -> list[HeadView]:
-    """What the heads of patterns see, those that see the same once.
+    """Return one view for each set of equal heads of the patterns.
 
-    A pattern that looks at queries and keys is given random ones.
+    Dynamic patterns are evaluated on random queries and keys.
     """
     return [view for pattern in dict.fromkeys(patterns) for view in _views(pattern, grid)]
 
 
 def draw_masks(patterns: Sequence[Pattern], grid: Grid, path: str | os.PathLike[str]) -> None:
-    """Draws what the heads of patterns see, a row for each, as a PNG.
+    """Draw what the heads of patterns attend to as a PNG, one row per view.
 
     Args:
         patterns: the patterns.
-        grid: numbers of video tokens along time, height and width.
-        path: the file; it appears whole or not at all.
+        grid: number of video tokens along time, height and width.
+        path: the output file, written atomically.
 
     Raises:
         KinemaError: the file cannot be written.
@@ -73,7 +73,7 @@ def draw_masks(patterns: Sequence[Pattern], grid: Grid, path: str | os.PathLike[
         left, right = row.subplots(1, 2, width_ratios=(1, 2.6))
         _draw_tiles(left, view)
         _draw_frames(right, view)
-    kinds = {"seen": _SEEN, "seen in part": _PARTLY, "not seen": _HIDDEN, "the tile that looks, seen": _OWN}
+    kinds = {"attended to": _SEEN, "in part": _PARTIAL, "not attended to": _UNSEEN, "query tile": _QUERIES}
     handles = [Patch(color=colour, label=name) for name, colour in kinds.items()]
     rows[-1].legend(handles=handles, loc="center", ncols=len(kinds), frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
@@ -93,17 +93,17 @@ def _views(pattern: Pattern, grid: Grid) -> Iterator[HeadView]:
         yield _view(f"{shorten(label(pattern))}, random queries and keys", layout, 0, densities[0])
         return
     groups = pattern.groups(grid) if isinstance(pattern, PerHead) else [(pattern, list(range(len(densities))))]
-    for own, members in groups:
-        layout = own.plan(grid, len(members))
-        for alike in _alike(layout):
-            heads = [members[head] for head in alike] if own.num_heads else members
+    for group, members in groups:
+        layout = group.plan(grid, len(members))
+        for heads_alike in _equal_heads(layout):
+            heads = [members[head] for head in heads_alike] if group.num_heads else members
             names = f"{', '.join(map(str, heads[:12]))}{', ...' * (len(heads) > 12)}"
             names = "" if len(densities) == 1 else f", head{'s' * (len(heads) > 1)} {names}"
-            yield _view(f"{shorten(label(pattern))}{names}", layout, alike[0], densities[heads[0]])
+            yield _view(f"{shorten(label(pattern))}{names}", layout, heads_alike[0], densities[heads[0]])
 
 
-def _alike(layout: BlockLayout) -> list[list[int]]:
-    """Heads that see the same, together."""
+def _equal_heads(layout: BlockLayout) -> list[list[int]]:
+    """Group the heads with equal tables."""
     groups: list[list[int]] = []
     seen, whole = (table[0] for table in layout.seen())
     for head in range(len(seen)):
@@ -128,15 +128,15 @@ def _view(title: str, layout: BlockLayout, head: int, density: Density) -> HeadV
     keys = tokens[seen[tile] & ~whole[tile]].flatten()
     if layout.mask is not None and len(keys):
         share[keys] = layout.mask(torch.tensor(head), queries[:, None], keys[None, :]).float().mean(0)
-    own = torch.zeros(grid.num_tokens, dtype=torch.bool)
-    own[queries] = True
+    is_query = torch.zeros(grid.num_tokens, dtype=torch.bool)
+    is_query[queries] = True
     title = f"{title}: density {'' if density.is_exact else 'at most '}{density.density:.3g}"
-    return HeadView(title, seen.int() + whole.int(), share.view(grid.sizes), own.view(grid.sizes))
+    return HeadView(title, seen.int() + whole.int(), share.view(grid.sizes), is_query.view(grid.sizes))
 
 
 def _draw_tiles(axes: Axes, view: HeadView) -> None:
     number = len(view.tiles)
-    share = _in_groups(view.tiles / 2, -(-number // _MOST_TILES))
+    share = _in_groups(view.tiles / 2, -(-number // _MAX_TILES))
     end = number - 0.5
     axes.imshow(_colours(share.numpy()), extent=(-0.5, end, end, -0.5), interpolation="nearest")
     axes.set_title("tiles", fontsize=9, loc="left")
@@ -149,10 +149,10 @@ def _draw_tiles(axes: Axes, view: HeadView) -> None:
 
 
 def _in_groups(share: Float[Tensor, "q q"], size: int) -> Float[Tensor, "g g"]:
-    """Means of groups of size × size pairs of tiles; one in which few are seen is raised, so that it can be told."""
+    """Average groups of size × size tile pairs; small positive means are raised, so that they remain visible."""
     if size == 1:
         return share
-    # The last group is made up of the last tiles, whether or not others hold some of them.
+    # The last group consists of the last tiles and may overlap with the one before it.
     starts = torch.arange(-(-len(share) // size)).mul(size).clamp_max(len(share) - size)
     index = (starts[:, None] + torch.arange(size)).flatten()
     means = share[index][:, index].unflatten(0, (-1, size)).unflatten(2, (-1, size)).mean((1, 3))
@@ -161,11 +161,11 @@ def _in_groups(share: Float[Tensor, "q q"], size: int) -> Float[Tensor, "g g"]:
 
 def _draw_frames(axes: Axes, view: HeadView) -> None:
     _, height, width = view.share.shape
-    shown = _shown(view)
+    shown = _shown_steps(view)
     gap = max(1, round(min(height, width) * 0.1))
     columns = max(range(1, len(shown) + 1), key=lambda n: _scale(len(shown), n, height, width + gap))
     rows = -(-len(shown) // columns)
-    above = max(1, round(_NUMBER / _scale(len(shown), columns, height, width + gap)))
+    above = max(1, round(_LABEL_HEIGHT / _scale(len(shown), columns, height, width + gap)))
     mosaic = np.ones((rows * (height + above), columns * (width + gap) - gap, 3))
     for place, step in enumerate(shown):
         top, left = place // columns * (height + above) + above, place % columns * (width + gap)
@@ -174,29 +174,29 @@ def _draw_frames(axes: Axes, view: HeadView) -> None:
     axes.imshow(mosaic)
     axes.set_axis_off()
     axes.set_anchor("NW")
-    axes.set_title("what the tile in the middle sees, by latent step", fontsize=9, loc="left")
+    axes.set_title("tokens that the middle tile attends to, by latent step", fontsize=9, loc="left")
 
 
-def _shown(view: HeadView) -> list[int]:
-    """Latent steps to draw: all, or where there are many, some at even distances and the tile's first."""
+def _shown_steps(view: HeadView) -> list[int]:
+    """Return the latent steps to draw: all, or evenly spaced ones and the first of the middle tile."""
     steps = len(view.share)
-    some = np.linspace(0, steps - 1, min(steps, _MOST_FRAMES)).round().astype(int).tolist()
-    return sorted({*some, int(view.own.flatten(1).any(1).nonzero()[0])})
+    some = np.linspace(0, steps - 1, min(steps, _MAX_FRAMES)).round().astype(int).tolist()
+    return sorted({*some, int(view.queries.flatten(1).any(1).nonzero()[0])})
 
 
 def _scale(number: int, columns: int, height: int, width: int) -> float:
-    """Inches of a token where frames stand in so many columns."""
-    return min(_WIDE / (columns * width), (_HIGH / -(-number // columns) - _NUMBER) / height)
+    """Return the size of a token in inches for a number of columns of frames."""
+    return min(_WIDTH / (columns * width), (_HEIGHT / -(-number // columns) - _LABEL_HEIGHT) / height)
 
 
 def _frame(view: HeadView, step: int) -> np.ndarray:
     picture = _colours(view.share[step].numpy())
-    picture[view.own[step].numpy()] = to_rgb(_OWN)
+    picture[view.queries[step].numpy()] = to_rgb(_QUERIES)
     return picture
 
 
 def _colours(share: np.ndarray) -> np.ndarray:
-    """From the colour of what is not seen over that of what is half seen."""
-    hidden, partly, seen = (np.array(to_rgb(colour)) for colour in (_HIDDEN, _PARTLY, _SEEN))
+    """Interpolate between the colours of unseen, partially seen and seen tokens."""
+    unseen, partial, seen = (np.array(to_rgb(colour)) for colour in (_UNSEEN, _PARTIAL, _SEEN))
     share = share[..., None]
-    return np.where(share <= 0.5, hidden + 2 * share * (partly - hidden), partly + (2 * share - 1) * (seen - partly))
+    return np.where(share <= 0.5, unseen + 2 * share * (partial - unseen), partial + (2 * share - 1) * (seen - partial))

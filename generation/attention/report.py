@@ -1,11 +1,11 @@
-"""What a pattern saves: how much it sees, FLOPs of a forward, and the gain to expect of a model from end to end.
+"""Reports what a pattern saves: its density, the FLOPs of a forward pass, and the expected end-to-end speedup.
 
-The gain is Amdahl's: with a the share of attention in a dense forward, d what is left of it, and e the efficiency of
-the sparse backend,
+The speedup follows Amdahl's law,
 
     1 / (1 - a + a · d / e)
 
-where time is taken to go as FLOPs, and layers and steps that stay dense count as such.
+with a the share of attention in a dense forward pass, d the fraction of attention that is still computed, and e the
+efficiency of the sparse backend. It assumes time proportional to FLOPs, and accounts for dense layers and steps.
 """
 
 from collections import Counter
@@ -22,36 +22,35 @@ from kinema.generation.attention.patterns import Density, Full, Pattern
 from kinema.generation.attention.schedule import PatternSchedule, as_schedule
 from kinema.generation.attention.text import pattern_text
 
-_MOST_TOKENS = 2**22
-_MOST_TILES = 2**13
+_MAX_TOKENS = 2**22
+_MAX_TILES = 2**13
 
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What patterns save in a model on a grid.
+    """What patterns save in a model on a grid of tokens.
 
     Attributes:
         grid: tokens along time, height and width.
         model: name of the model, or `custom`.
-        tokens: video tokens.
-        num_layers: blocks.
-        num_heads: heads of a block.
-        dense_layers: blocks that stay dense.
-        dense_steps: denoising steps that stay dense.
-        num_steps: denoising steps.
-        efficiency: of the sparse backend: what it computes in the time that dense attention takes for as much.
-        density: share of the pairs of video tokens that is seen, where layers and steps are not dense.
-        tile_density: likewise, what is computed; see `Density`.
-        is_exact: false: densities, and what follows from them, are the most that queries and keys can ask for.
-        attention_flops: self-attention of a dense forward.
-        sparse_attention_flops: self-attention with the patterns, a mean over the denoising steps; tiles seen in part
-            and empty slots of ragged ones included.
-        other_flops: the rest of a forward: projections, feed-forward layers, cross-attention to text.
-        flops_saved: dense less sparse, of a forward.
-        attention_share: of attention in a dense forward.
-        speedup: of the whole by Amdahl.
-        max_speedup: what it would be if attention took no time.
-        patterns: for each pattern, its text and the densities of its heads.
+        tokens: number of video tokens.
+        num_layers: number of blocks.
+        num_heads: number of heads per block.
+        dense_layers: number of blocks with dense attention.
+        dense_steps: number of denoising steps with dense attention.
+        num_steps: number of denoising steps.
+        efficiency: FLOPs per second of the sparse backend relative to dense attention.
+        density: fraction of video token pairs that attend, in layers and steps that are not dense.
+        tile_density: fraction that is computed; see `Density`.
+        is_exact: false if the patterns depend on queries and keys; densities and sparse FLOPs are then upper bounds.
+        attention_flops: FLOPs of self-attention in a dense forward pass.
+        sparse_attention_flops: FLOPs of self-attention with the patterns, averaged over the denoising steps.
+        other_flops: other FLOPs of a forward pass: projections, feed-forward layers, cross-attention to text.
+        flops_saved: difference between dense and sparse attention in a forward pass.
+        attention_share: share of attention in the FLOPs of a dense forward pass.
+        speedup: expected end-to-end speedup.
+        max_speedup: the limit if attention took no time.
+        patterns: text of each pattern, and the densities of its heads.
     """
 
     grid: Grid
@@ -76,12 +75,12 @@ class AttentionReport:
     patterns: tuple[tuple[str, tuple[Density, ...]], ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it: the fields by name."""
+        """Return the fields as a dictionary that can be written as JSON."""
         patterns = [{"pattern": text, "heads": [asdict(row) for row in rows]} for text, rows in self.patterns]
         return {**asdict(self), "grid": list(self.grid.sizes), "patterns": patterns}
 
     def table(self) -> str:
-        """The report as text, a few aligned lines."""
+        """Return the report as lines of aligned text."""
         return "\n".join((*_density_lines(self), "", *_cost_lines(self)))
 
 
@@ -93,26 +92,26 @@ def attention_report(
     num_steps: int = 50,
     efficiency: float = 1.0,
 ) -> AttentionReport:
-    """Counts what patterns save.
+    """Compute what patterns save.
 
     Args:
-        pattern: a pattern for all blocks, patterns that they take in turns, or a schedule with dense layers and steps.
-        grid: numbers of video tokens along time, height and width.
-        model: a name in `ARCHITECTURES`, or sizes.
-        num_steps: denoising steps.
-        efficiency: of the sparse backend: FLOPs a second over those of dense attention.
+        pattern: a pattern for all blocks, patterns that blocks cycle through, or a schedule.
+        grid: number of video tokens along time, height and width.
+        model: a name in `architectures`, or sizes.
+        num_steps: number of denoising steps.
+        efficiency: FLOPs per second of the sparse backend relative to dense attention.
 
     Raises:
-        KinemaError: a number is out of its range, the model is unknown, or a pattern does not fit its heads.
+        KinemaError: a number is out of range, the model is unknown, or a pattern is for another number of heads.
     """
     schedule = as_schedule(pattern)
     sizes = find_architecture(model) if isinstance(model, str) else model
     _check(schedule, sizes, num_steps, efficiency)
     _check_size(schedule, grid)
     patterns = _patterns_in_use(schedule, sizes, grid, num_steps)
-    undense = replace(schedule, dense_layers=0, dense_steps=0, min_tokens=0)
-    own = _patterns_in_use(undense, sizes, grid, num_steps)
-    densities = {each: each.densities(grid) for each in {**own, **patterns}}
+    without_dense = replace(schedule, dense_layers=0, dense_steps=0, min_tokens=0)
+    sparse_patterns = _patterns_in_use(without_dense, sizes, grid, num_steps)
+    densities = {each: each.densities(grid) for each in {**sparse_patterns, **patterns}}
 
     def mean(counts: Counter[Pattern], field: str) -> float:
         heads = {each: [getattr(row, field) for row in densities[each]] for each in counts}
@@ -126,8 +125,8 @@ def attention_report(
     dense = sizes.num_layers * sizes.attention_flops(grid.num_tokens)
     other = float(sizes.num_layers * sizes.other_flops(grid.num_tokens))
     sparse = sum(flops.values())
-    # Dense attention is what efficiency is measured against.
-    time = other + sum(own / (1 if isinstance(each, Full) else efficiency) for each, own in flops.items())
+    # Efficiency is relative to dense attention, so it does not apply to it.
+    time = other + sum(n / (1 if isinstance(each, Full) else efficiency) for each, n in flops.items())
     return AttentionReport(
         grid=grid,
         model=model if isinstance(model, str) else "custom",
@@ -138,9 +137,9 @@ def attention_report(
         dense_steps=_num_dense_steps(schedule),
         num_steps=num_steps,
         efficiency=efficiency,
-        density=mean(own, "density"),
-        tile_density=mean(own, "tile_density"),
-        is_exact=all(row.is_exact for each in own for row in densities[each]),
+        density=mean(sparse_patterns, "density"),
+        tile_density=mean(sparse_patterns, "tile_density"),
+        is_exact=all(row.is_exact for each in sparse_patterns for row in densities[each]),
         attention_flops=dense,
         sparse_attention_flops=sparse,
         other_flops=other,
@@ -148,12 +147,12 @@ def attention_report(
         attention_share=dense / (dense + other),
         speedup=(dense + other) / time,
         max_speedup=(dense + other) / other,
-        patterns=tuple((label(each), densities[each]) for each in own),
+        patterns=tuple((label(each), densities[each]) for each in sparse_patterns),
     )
 
 
 def label(pattern: Pattern) -> str:
-    """What a pattern is called in reports and pictures: its text, where it has one."""
+    """Return the text of a pattern for reports and pictures, or its name if it has no text."""
     try:
         return pattern_text(pattern)
     except KinemaError:
@@ -161,7 +160,7 @@ def label(pattern: Pattern) -> str:
 
 
 def shorten(text: str, length: int = 56) -> str:
-    """A pattern's text, cut where it has a window for each of many heads."""
+    """Truncate the text of a pattern, which may list a window for each of many heads."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
@@ -174,21 +173,21 @@ def _check(schedule: PatternSchedule, sizes: Architecture, num_steps: int, effic
 
 
 def _check_size(schedule: PatternSchedule, grid: Grid) -> None:
-    """Tables of tiles are to fit in the memory of any machine."""
-    if grid.num_tokens > _MOST_TOKENS:
-        raise KinemaError(f"`grid` (={grid}) must have at most {_MOST_TOKENS:,} tokens, not {grid.num_tokens:,}")
-    for patterns in (schedule.patterns, *(own for _, own in schedule.by_step)):
+    """Limit the size of the tables of tile pairs, so that they fit in memory."""
+    if grid.num_tokens > _MAX_TOKENS:
+        raise KinemaError(f"`grid` (={grid}) must have at most {_MAX_TOKENS:,} tokens, not {grid.num_tokens:,}")
+    for patterns in (schedule.patterns, *(later for _, later in schedule.by_step)):
         for each in patterns:
             tiles = each.order(grid).num_tiles
-            if tiles > _MOST_TILES:
+            if tiles > _MAX_TILES:
                 raise KinemaError(
-                    f"`pattern` (={label(each)}) must cut `grid` (={grid}) into at most {_MOST_TILES:,} tiles,"
+                    f"`pattern` (={label(each)}) must cut `grid` (={grid}) into at most {_MAX_TILES:,} tiles,"
                     f" not {tiles:,}"
                 )
 
 
 def _patterns_in_use(schedule: PatternSchedule, sizes: Architecture, grid: Grid, num_steps: int) -> Counter[Pattern]:
-    """Layers and steps that each pattern runs in."""
+    """Count the pairs of layer and step that each pattern is used in."""
     places = product(range(sizes.num_layers), range(num_steps))
     return Counter(schedule.at(layer, sizes.num_layers, step, num_steps, grid) for layer, step in places)
 

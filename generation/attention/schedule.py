@@ -1,4 +1,4 @@
-"""Which pattern runs where: by layer, by denoising step, and not at all for short clips."""
+"""Schedules that choose the attention pattern by layer, denoising step and clip length."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder, check_number
 from kinema.generation.attention.patterns import Full, Pattern
 
-_MOST_FILL = 1 / 32
-"""Empty slots over tokens up to which tokens are put in order once for all blocks. Beyond, what the blocks' linear
-layers do for empty slots costs more than it costs to put queries, keys, values and outputs in order at each block."""
+_MAX_FILL = 1 / 32
+"""Largest ratio of unused slots to tokens at which tokens are reordered once for all blocks. Above it, computing the
+linear layers on unused slots costs more than reordering queries, keys, values and outputs in each block."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,15 @@ class PatternSchedule:
     """A pattern for each layer and denoising step.
 
     Args:
-        patterns: for each block, taken in turns where there are more blocks: one for all, or (spatial, temporal).
-        by_step: (first step, patterns) in the order of steps: from that step on these replace `patterns`, for example
-            fewer and fewer tiles.
-        dense_layers: the first so many blocks attend densely, or those of these numbers (negative ones from the end).
-        dense_steps: the first so many denoising steps are dense; or (first, last) so many at either end: late steps
-            settle details, and flicker where they are sparse.
-        min_tokens: clips of fewer video tokens are dense; below a few thousand attention is no large part of the work.
+        patterns: patterns that the blocks cycle through: one for all blocks, or for example (spatial, temporal).
+        by_step: pairs (first step, patterns) in ascending order; from that step on, the patterns replace `patterns`.
+        dense_layers: number of first blocks with dense attention, or a tuple of block indices (negative: from the end).
+        dense_steps: number of first denoising steps with dense attention, or (first, last) for both ends. Late steps
+            refine details; sparse attention there can cause flicker.
+        min_tokens: clips with fewer video tokens use dense attention: attention is a small part of their cost.
 
     Raises:
-        KinemaError: a value is out of its range.
+        KinemaError: a value is out of range.
     """
 
     patterns: tuple[Pattern, ...]
@@ -37,7 +36,7 @@ class PatternSchedule:
     min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name, patterns in (("patterns", self.patterns), *(("by_step", own) for _, own in self.by_step)):
+        for name, patterns in (("patterns", self.patterns), *(("by_step", later) for _, later in self.by_step)):
             is_tuple = isinstance(patterns, tuple) and len(patterns) > 0
             if not is_tuple or not all(isinstance(each, Pattern) for each in patterns):
                 raise KinemaError(f"`{name}` (={getattr(self, name)}) must be a tuple of at least one pattern")
@@ -57,28 +56,28 @@ class PatternSchedule:
         return self.dense_steps if isinstance(self.dense_steps, tuple) else (self.dense_steps, 0)
 
     def at(self, layer: int, num_layers: int, step: int | None, num_steps: int | None, grid: Grid) -> Pattern:
-        """The pattern of one block in one denoising step.
+        """Return the pattern of one block in one denoising step.
 
         Args:
-            layer: the block, from 0.
-            num_layers: how many there are.
-            step: the denoising step, from 0; None: outside of sampling (training), where no step is dense.
-            num_steps: how many there are; needed for last dense steps.
-            grid: the grid.
+            layer: index of the block.
+            num_layers: number of blocks.
+            step: index of the denoising step; None: not sampling (training), `dense_steps` and `by_step` do not apply.
+            num_steps: number of denoising steps; required if the last steps are dense.
+            grid: the grid of video tokens.
 
         Raises:
-            KinemaError: a layer of `dense_layers` does not exist, or last dense steps need `num_steps`.
+            KinemaError: `dense_layers` names a block that does not exist, or `num_steps` is required and None.
         """
         if self.is_dense(layer, num_layers, step, num_steps, grid):
             return Full()
         patterns = self.patterns
-        for start, own in self.by_step:
+        for start, later in self.by_step:
             if step is not None and step >= start:
-                patterns = own
+                patterns = later
         return patterns[layer % len(patterns)]
 
     def is_dense(self, layer: int, num_layers: int, step: int | None, num_steps: int | None, grid: Grid) -> bool:
-        """Whether a block attends densely because of where it is, when, or how short the clip is; as `at`."""
+        """Whether layer, step or clip length force dense attention; arguments and errors as in `at`."""
         return (
             grid.num_tokens < self.min_tokens
             or self._is_dense_layer(layer, num_layers)
@@ -102,16 +101,16 @@ class PatternSchedule:
         return step < first or (num_steps is not None and step >= num_steps - last)
 
     def check(self, num_layers: int, num_heads: int, num_steps: int | None = None) -> None:
-        """Finds mistakes before any work.
+        """Validate the schedule for a model.
 
         Args:
-            num_layers: blocks.
-            num_heads: their heads.
-            num_steps: denoising steps, where they are known.
+            num_layers: number of blocks.
+            num_heads: attention heads per block.
+            num_steps: number of denoising steps, if known.
 
         Raises:
-            KinemaError: there are fewer blocks or steps than are to be dense, a block does not exist, or a pattern is
-                for another number of heads.
+            KinemaError: more layers or steps are dense than exist, a layer index does not exist, or a pattern is for
+                another number of heads.
         """
         if isinstance(self.dense_layers, int) and self.dense_layers > num_layers:
             raise KinemaError(
@@ -120,27 +119,27 @@ class PatternSchedule:
         self._is_dense_layer(0, num_layers)
         if num_steps is not None and sum(self._dense_ends) > num_steps:
             raise KinemaError(f"`dense_steps` (={self.dense_steps}) must be at most `num_steps` (={num_steps})")
-        for patterns in (self.patterns, *(own for _, own in self.by_step)):
+        for patterns in (self.patterns, *(later for _, later in self.by_step)):
             for pattern in patterns:
                 pattern.check_heads(num_heads)
 
 
 def common_order(grid: Grid, patterns: Sequence[Pattern]) -> TokenOrder | None:
-    """The order in which tokens go through all blocks: that of most patterns. Others put tokens in order themselves.
+    """Return the token order for all blocks: the most common one. Blocks with another order reorder tokens themselves.
 
     Returns:
-        None: raster order, also where tiles are ragged and too many slots would be empty.
+        The order; None for raster order, also if the common order has too many unused slots.
     """
     orders = Counter(pattern.order(grid) for pattern in patterns if not isinstance(pattern, Full))
     if not orders:
         return None
     order = orders.most_common(1)[0][0]
-    is_filled_up = order.num_slots > grid.num_tokens * (1 + _MOST_FILL)
-    return None if order.is_raster or is_filled_up else order
+    has_many_unused = order.num_slots > grid.num_tokens * (1 + _MAX_FILL)
+    return None if order.is_raster or has_many_unused else order
 
 
 def as_schedule(patterns: "Pattern | PatternSchedule | Sequence[Pattern]") -> PatternSchedule:
-    """A schedule of one pattern for all blocks and steps, or of patterns that blocks take in turns."""
+    """Convert one pattern for all blocks, or patterns that blocks cycle through, to a schedule."""
     if isinstance(patterns, PatternSchedule):
         return patterns
     return PatternSchedule((patterns,) if isinstance(patterns, Pattern) else tuple(patterns))

@@ -1,4 +1,4 @@
-"""Patterns as text, for command lines and configs: `sliding-tile:3x3x1,tile=2x8x8`."""
+"""Conversion of patterns to and from text, for command lines and configs: `sliding-tile:3x3x1,tile=2x8x8`."""
 
 import re
 from dataclasses import MISSING, Field, dataclass, fields
@@ -10,33 +10,33 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid
 from kinema.generation.attention.patterns import PATTERNS, Pattern, PerHead
 
-_MOST_HEADS = 1024  # of a kind in a text: more than any model has
+_MAX_HEADS = 1024  # heads of one pattern in a text; more than any model has
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern that a text names: `name`, `name:value` or `name:value,setting=value,...`.
+    """Parse a pattern: `name`, `name:value` or `name:value,setting=value,...`.
 
-    Triples are written 3x3x1, windows for each head 3x3x1/1x3x3. The value without a name is the pattern's main one.
-    Heads of several kinds are separated by `&`, with how many of a kind there are: `band:spatial*6&band:temporal*6`.
+    Triples are written 3x3x1, and one window per head 3x3x1/1x3x3. A value without a name is the pattern's main
+    setting. `&` joins the patterns of several heads, and `*` repeats one: `band:spatial*6&band:temporal*6`.
 
     Raises:
-        KinemaError: the pattern or a setting is unknown, or a value is none of its kind.
+        KinemaError: the pattern or a setting is unknown, or a value has the wrong type.
     """
     if "&" not in text and "*" not in text:
         return _parse_one(text, text)
     heads: list[Pattern] = []
     for part in text.split("&"):
         one, star, number = part.partition("*")
-        if star and not (number.isdecimal() and 1 <= int(number) <= _MOST_HEADS):
+        if star and not (number.isdecimal() and 1 <= int(number) <= _MAX_HEADS):
             raise KinemaError(
-                f"`pattern` (={text}) must give a number of heads from 1 to {_MOST_HEADS} behind `*`, not {number!r}"
+                f"`pattern` (={text}) must give a number of heads from 1 to {_MAX_HEADS} behind `*`, not {number!r}"
             )
         heads += [_parse_one(one, text)] * int(number or 1)
     return PerHead(tuple(heads))
 
 
 def _parse_one(part: str, text: str) -> Pattern:
-    """A pattern without heads; `text` is what was given."""
+    """Parse one pattern without `&` and `*`; `text` is the whole input, for errors."""
     name, _, rest = part.partition(":")
     if name not in PATTERNS:
         where = "" if part == text else f", not {name!r}"
@@ -44,31 +44,31 @@ def _parse_one(part: str, text: str) -> Pattern:
     kind, main = PATTERNS[name]
     known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     values: dict[str, Any] = {}
-    for index, given in enumerate(rest.split(",") if rest else []):
-        setting, equals, value = given.partition("=")
+    for index, item in enumerate(rest.split(",") if rest else []):
+        setting, equals, value = item.partition("=")
         if not equals and index == 0 and main:
-            setting, value = main, given
+            setting, value = main, item
         if setting not in known or setting in values:
             allowed = ", ".join(known) or "no settings"
-            raise KinemaError(f"`pattern` (={text}) must have settings out of {allowed}, each once; not {given!r}")
+            raise KinemaError(f"`pattern` (={text}) must have settings out of {allowed}, each once; not {item!r}")
         values[setting] = _value(kind, known[setting], value, text)
     return kind(**values)
 
 
 def parse_patterns(text: str) -> tuple[Pattern, ...]:
-    """Patterns that blocks take in turns, separated by `+`: `spatial+temporal`.
+    """Parse patterns that blocks cycle through, separated by `+`: `spatial+temporal`.
 
     Raises:
-        KinemaError: as `parse_pattern`.
+        KinemaError: as in `parse_pattern`.
     """
     return tuple(parse_pattern(part) for part in text.split("+"))
 
 
 def pattern_text(pattern: Pattern) -> str:
-    """The text that `parse_pattern` reads back, with the main setting and those that differ from the defaults.
+    """Return the text of a pattern for `parse_pattern`: the main setting, and those that differ from the defaults.
 
     Raises:
-        KinemaError: it is none of the known patterns.
+        KinemaError: the pattern is not in `PATTERNS`.
     """
     if isinstance(pattern, PerHead):
         kinds = [(pattern_text(kind), len(list(heads))) for kind, heads in groupby(pattern.patterns)]
@@ -78,7 +78,7 @@ def pattern_text(pattern: Pattern) -> str:
     settings = fields(pattern)  # pyright: ignore[reportArgumentType]
     values = {each.name: getattr(pattern, each.name) for each in settings}
     main = PATTERNS[pattern.name][1]
-    # The main setting first, without its name, whatever it is.
+    # The main setting comes first, without its name, even if it is the default.
     parts = [_text(values[main])] if main and values[main] is not None else []
     parts += [
         f"{each.name}={_text(values[each.name])}"
@@ -90,11 +90,11 @@ def pattern_text(pattern: Pattern) -> str:
 
 @dataclass(frozen=True)
 class PatternHelp:
-    """What there is to say about a pattern, for people who look for one.
+    """The help text of a pattern, taken from its docstring.
 
     Attributes:
-        summary: the first sentence of what it says of itself.
-        settings: each setting's name, default (None: there is none) and meaning, the main one first.
+        summary: the first sentence.
+        settings: name, default (None: no default) and description of each setting, the main setting first.
     """
 
     summary: str
@@ -102,10 +102,10 @@ class PatternHelp:
 
 
 def pattern_help(name: str) -> PatternHelp:
-    """What a pattern says of itself in its docstring.
+    """Return the help text of a pattern.
 
     Raises:
-        KinemaError: the name is unknown.
+        KinemaError: `name` is not in `PATTERNS`.
     """
     if name not in PATTERNS:
         raise KinemaError(f"`name` (={name}) must be one of {', '.join(PATTERNS)}")
@@ -114,7 +114,7 @@ def pattern_help(name: str) -> PatternHelp:
     summary = " ".join(doc.split("\n\n")[0].split()).split(". ")[0].rstrip(".:")
     settings: list[tuple[str, str | None, str]] = []
     for each in fields(kind):  # pyright: ignore[reportArgumentType]
-        # A line "    name: meaning" below "Args:", and those that follow with more indentation.
+        # The line "    name: description" below "Args:", and its continuation lines.
         found = re.search(rf"^    {each.name}: (.*(?:\n {{8,}}.*)*)", doc, re.MULTILINE)
         default = None if each.default in (MISSING, None) else _text(each.default)
         settings.append((each.name, default, " ".join(found[1].split()) if found else ""))
@@ -128,7 +128,7 @@ def _text(value: Any) -> str:
 
 
 def _value(kind: type[Pattern], field: Field[Any], value: str, text: str) -> Any:
-    """A setting's value by its type: numbers, tuples of them, words."""
+    """Convert a setting's text by its type: number, tuple of numbers, or string."""
     hint = get_type_hints(kind)[field.name]
     try:
         if "tuple" in str(hint):
@@ -147,10 +147,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def parse_grid(text: str) -> Grid:
-    """A grid: numbers of tokens along time, height and width from `TxHxW`.
+    """Parse a grid `TxHxW`: number of tokens along time, height and width.
 
     Raises:
-        KinemaError: the text is not of this form.
+        KinemaError: the text does not have this form.
     """
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):

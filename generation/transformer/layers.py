@@ -1,4 +1,4 @@
-"""The parts of the video transformer.
+"""Layers of the video transformer.
 
 Shapes: b batch, n video tokens in the order (t h w), l text tokens, d width, k heads, e head width,
 g groups of consecutive video tokens that share a timestep (g divides n).
@@ -19,8 +19,8 @@ from kinema.generation.transformer.rope import apply_rotary
 
 RotaryTable = tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
 
-# Up to this many scores a head, explicit matmuls on a CPU beat the fused kernel, whose bfloat16 backward is 3 to 5
-# times slower than theirs (measured: 80 x 80 scores, 4 heads of 64, batch 32: 5 ms against 21 ms).
+# Up to this many scores per head, explicit matmuls on a CPU are faster than the fused kernel, whose bfloat16 backward
+# pass is 3 to 5 times slower (measured: 80 x 80 scores, 4 heads of 64, batch 32: 5 ms against 21 ms).
 _EXPLICIT_SCORES_LIMIT = 512 * 512
 
 
@@ -30,13 +30,13 @@ def attend(
     value: Float[Tensor, "b m k e"],
     mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b n k e"]:
-    """Softmax attention through diffusers' dispatcher, or spelled out where that is faster (short, on a CPU).
+    """Softmax attention through diffusers' dispatcher, or by explicit matmuls for short sequences on a CPU.
 
     Args:
         query: queries.
         key: keys.
         value: values.
-        mask: which keys exist; at least one a row.
+        mask: keys to attend to, at least one per row; None: all.
     """
     if query.device.type == "cpu" and query.shape[1] * key.shape[1] <= _EXPLICIT_SCORES_LIMIT:
         return _attend_explicitly(query, key, value, mask)
@@ -53,15 +53,15 @@ def _attend_explicitly(
     scores = torch.matmul(query.transpose(1, 2) * query.shape[-1] ** -0.5, key.permute(0, 2, 3, 1))
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], -math.inf)
-    # Back to the values' dtype: under autocast softmax may return float32, which would slow the second product.
+    # Under autocast, softmax may return float32, which would slow down the second product.
     weights = scores.softmax(dim=-1).to(value.dtype)
     return torch.matmul(weights, value.transpose(1, 2)).transpose(1, 2)
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of every head of several projections at once (QK-norm; a learned gain for each projection).
+    """RMS norm of each head of several projections at once (QK-norm), with a learned gain per projection.
 
-    Computed and returned in float32: queries and keys meet in a dot product that is sensitive to rounding.
+    Computed and returned in float32, because dot products of queries and keys are sensitive to rounding.
     """
 
     def __init__(self, num_projections: int, head_dim: int, eps: float = 1e-6) -> None:
@@ -71,15 +71,15 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n s k e"]) -> Float[Tensor, "b n s k e"]:
         x = x.float()
-        # vector_norm + rsqrt: on CPUs several times faster than F.rms_norm, which is composite there.
+        # On CPUs, vector_norm and rsqrt are several times faster than F.rms_norm, which is composite there.
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
         return x * torch.rsqrt(mean_square + self.eps) * self.weight
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with QK-norm, and rotary places when given; all tokens see all unless told.
+    """Multi-head self-attention with QK-norm and optional rotary embedding; full attention by default.
 
-    With `coarse_gate`, attention between means of tiles is added, times a gate that each token computes (VSA,
+    With `coarse_gate`, attention between tile means is added, multiplied by a gate computed from each token (VSA,
     arXiv 2505.13389).
     """
 
@@ -104,20 +104,20 @@ class SelfAttention(nn.Module):
             query_key = apply_rotary(query_key, rotary)
         query, key = query_key.to(qkv.dtype).unbind(2)
         value = qkv[:, :, 2]
-        tokens, share = attention.tokens, attention.share
-        if share is not None:
-            query, key, value = share.to_heads(query, key, value)
+        tokens, shard = attention.tokens, attention.shard
+        if shard is not None:
+            query, key, value = shard.to_heads(query, key, value)
         out = attend(query, key, value, mask) if tokens is None else tokens(query, key, value)
-        out = out if share is None else share.to_tokens(out)
+        out = out if shard is None else shard.to_tokens(out)
         if self.coarse_gate is not None and attention.coarse is not None:
             gate = self.coarse_gate(x).unflatten(2, (self.num_heads, -1))
             coarse = attention.coarse(query, key, value)
-            out = out + gate * (coarse if share is None else share.to_tokens(coarse))
+            out = out + gate * (coarse if shard is None else shard.to_tokens(coarse))
         return self.out(out.flatten(2))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from video tokens to text tokens, with QK-norm."""
+    """Multi-head cross-attention from video tokens to text tokens, with QK-norm."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -139,11 +139,11 @@ class CrossAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward layer (arXiv:2002.05202, eq. 6); `hidden` is rounded up to a multiple of 64."""
+    """Gated feed-forward layer (arXiv:2002.05202, eq. 6); the hidden width is rounded up to a multiple of 64."""
 
     def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
-        # Two thirds of the ratio: the same number of weights as a plain feed-forward layer of that ratio.
+        # Two thirds of the ratio, for the same number of weights as an ungated layer.
         hidden = 64 * math.ceil(dim * mlp_ratio * 2 / 3 / 64)
         self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
@@ -154,30 +154,30 @@ class SwiGLU(nn.Module):
 
 
 def timestep_groups(timestep: Float[Tensor, "b ..."], grid: tuple[int, int, int]) -> Float[Tensor, "b g"]:
-    """The timestep of each group of tokens, for which modulation is computed once.
+    """Return the timestep of each group of tokens, for which modulation is computed once.
 
-    The shape says what shares a timestep; the values are not looked at, so that no device is waited for.
+    Groups follow from the shape, not from the values, to avoid synchronising with the device.
 
     Args:
-        timestep: of each clip, of each latent step, or of each token in the order (t h w).
-        grid: tokens along t, h, w.
+        timestep: timestep of each clip, latent step, or token in the order (t h w).
+        grid: number of tokens along t, h, w.
 
     Raises:
-        KinemaError: it has another shape.
+        KinemaError: `timestep` has another shape.
     """
     num_tokens = grid[0] * grid[1] * grid[2]
     if timestep.ndim == 1:
         return timestep[:, None]
     if timestep.ndim != 2 or timestep.shape[1] not in (1, grid[0], num_tokens):
         raise KinemaError(
-            f"`timestep` (of shape {tuple(timestep.shape)}) must have one number a clip, one of its {grid[0]} latent"
-            f" steps, or one of its {num_tokens} tokens"
+            f"`timestep` (of shape {tuple(timestep.shape)}) must have one number per clip, per latent step ({grid[0]}),"
+            f" or per token ({num_tokens})"
         )
     return timestep
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoids of the timestep (in thousandths of the path), then two linear layers."""
+    """Sinusoidal embedding of the timestep, in [0, 1000], followed by two linear layers."""
 
     def __init__(self, dim: int, num_frequencies: int = 128, max_period: float = 10000.0) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class TimestepEmbedding(nn.Module):
 def modulate(
     x: Float[Tensor, "b n d"], shift: Float[Tensor, "b g d"], scale: Float[Tensor, "b g d"]
 ) -> Float[Tensor, "b n d"]:
-    """x · (1 + scale) + shift, each group of tokens with its own."""
+    """Compute x · (1 + scale) + shift with one shift and scale per group of tokens."""
     groups = x.unflatten(1, (shift.shape[1], -1))
     return torch.addcmul(shift[:, :, None], groups, 1 + scale[:, :, None]).flatten(1, 2)
 
@@ -203,15 +203,15 @@ def modulate(
 def add_gated(
     x: Float[Tensor, "b n d"], gate: Float[Tensor, "b g d"], branch: Float[Tensor, "b n d"]
 ) -> Float[Tensor, "b n d"]:
-    """x + gate · branch, each group of tokens with its own gate."""
+    """Compute x + gate · branch with one gate per group of tokens."""
     groups, branches = (tokens.unflatten(1, (gate.shape[1], -1)) for tokens in (x, branch))
     return torch.addcmul(groups, gate[:, :, None], branches).flatten(1, 2)
 
 
 class VideoBlock(nn.Module):
-    """Self-attention over the clip, cross-attention to the text, feed-forward; each before a residual sum.
+    """Self-attention over the clip, cross-attention to the text and a feed-forward layer, each with a residual.
 
-    The modulation is shared by all blocks; a block adds its own learned table (PixArt-alpha, arXiv:2310.00426, 2.3).
+    The modulation is shared by all blocks; each block adds a learned table (PixArt-alpha, arXiv:2310.00426, 2.3).
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, coarse_gate: bool = False) -> None:
@@ -234,8 +234,8 @@ class VideoBlock(nn.Module):
         attention: BlockAttention = DENSE,
     ) -> Float[Tensor, "b n d"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table).unbind(2)
-        seen = self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary, attention=attention)
-        x = add_gated(x, gate1, seen)
+        attended = self.self_attention(modulate(self.norm_self(x), shift1, scale1), rotary, attention=attention)
+        x = add_gated(x, gate1, attended)
         x = x + self.cross_attention(self.norm_cross(x), text, text_mask)
         return add_gated(x, gate2, self.mlp(modulate(self.norm_mlp(x), shift2, scale2)))
 
@@ -256,16 +256,16 @@ class TextBlock(nn.Module):
 
 
 class TextRefiner(nn.Module):
-    """The trained part of the text path: word ids or a frozen encoder's features -> text tokens and their mean.
+    """The trained part of the text path: word ids, or features of a frozen encoder, to text tokens and their mean.
 
     Args:
         dim: width of the transformer.
-        num_heads: heads of the refiner layers.
-        num_layers: refiner layers.
-        mlp_ratio: width of their feed-forward layers over `dim`.
-        vocab_size: number of words, when the text comes as ids.
-        feature_dim: width of the features, when the text comes from a frozen encoder.
-        max_length: longest prompt, in tokens.
+        num_heads: number of heads per layer.
+        num_layers: number of layers.
+        mlp_ratio: width of the feed-forward layers relative to `dim`.
+        vocab_size: number of words, for text as word ids.
+        feature_dim: width of the features, for text from a frozen encoder.
+        max_length: maximum number of text tokens.
     """
 
     def __init__(

@@ -40,27 +40,27 @@ quiet_casting()
 
 
 class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
-    """Predicts the flow's velocity from noisy latents, a timestep for every token, and text.
+    """Transformer that predicts the velocity of the flow from noisy latents, timesteps and text.
 
     Args:
-        in_channels: channels of the latents.
-        out_channels: channels of the prediction; None: as `in_channels`.
-        patch_size: latent positions (t, h, w) that make one token.
-        dim: width.
-        num_layers: video blocks.
-        num_heads: heads; `dim` is a multiple, and a head's width is even and at least 6.
-        mlp_ratio: width of the feed-forward layers over `dim` (counted as for an ungated layer).
-        text_vocab_size: number of words, for text as word ids; exactly one of this and `text_dim` is given.
+        in_channels: number of latent channels.
+        out_channels: number of output channels; None: `in_channels`.
+        patch_size: latent positions (t, h, w) per token.
+        dim: width of the tokens.
+        num_layers: number of video blocks.
+        num_heads: number of heads; must divide `dim`, into heads of an even width of at least 6.
+        mlp_ratio: width of the feed-forward layers relative to `dim`, as for ungated layers.
+        text_vocab_size: number of words, for text as word ids; give either this or `text_dim`.
         text_dim: width of the text features, for text from a frozen encoder.
-        text_max_length: longest prompt in tokens.
-        num_refiner_layers: transformer layers over the text inside this model.
+        text_max_length: maximum number of text tokens.
+        num_refiner_layers: number of transformer layers over the text inside this model.
         rope_theta: base of the rotary wavelengths; small for small grids.
-        attention: what tokens see, as text (`kinema.generation.attention.parse_patterns`): `spatial+temporal` for
-            blocks in turns; None: all see all.
-        coarse_tile: tokens (t, h, w) of the tiles of VSA's gated coarse branch in every block; None: no such branch.
+        attention: attention patterns as text (see `kinema.generation.attention.parse_patterns`), for example
+            `spatial+temporal` for alternating blocks; None: full attention.
+        coarse_tile: tile size (t, h, w) of VSA's gated coarse branch, in tokens; None: no coarse branch.
 
     Raises:
-        KinemaError: an argument is out of its range.
+        KinemaError: an argument is out of range.
     """
 
     _supports_gradient_checkpointing = True
@@ -115,14 +115,14 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "VideoTransformer":
-        """Makes a model of a named size, untrained.
+        """Create an untrained model from a preset.
 
         Args:
             name: a key of `presets.PRESETS`.
-            **overrides: arguments that replace the preset's; `text_vocab_size` or `text_dim` is needed.
+            **overrides: arguments that replace those of the preset; must include `text_vocab_size` or `text_dim`.
 
         Raises:
-            KinemaError: unknown name.
+            KinemaError: `name` is not a preset.
         """
         if name not in PRESETS:
             raise KinemaError(f"`name` (={name!r}) must be one of {', '.join(PRESETS)}")
@@ -131,14 +131,15 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     def set_attention(
         self, patterns: "str | Pattern | Sequence[Pattern] | PatternSchedule | None", *, backend: str = "auto"
     ) -> None:
-        """Sets what tokens see from now on; the weights stay as they are.
+        """Set the attention patterns. Weights are unchanged.
 
         Args:
-            patterns: for all blocks, for blocks in turns, by denoising step, or as text; None: all see all.
-            backend: name of the backend of sparse attention.
+            patterns: a pattern for all blocks, patterns that blocks cycle through, a schedule, or text; None: full
+                attention.
+            backend: name of the sparse attention backend, or `auto`.
 
         Raises:
-            KinemaError: a pattern is for another number of heads, or a layer does not exist, or a name is unknown.
+            KinemaError: a pattern is for another number of heads, a layer does not exist, or a name is unknown.
         """
         if isinstance(patterns, str):
             patterns = parse_patterns(patterns)
@@ -150,31 +151,31 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
 
     @property
     def attention(self) -> PatternSchedule | None:
-        """What tokens see; None: all see all."""
+        """The schedule of attention patterns; None: full attention."""
         return self._attention
 
     def enable_context_parallel(self, group: "dist.ProcessGroup") -> None:
-        """Lets the processes of a group share the tokens of each clip; text is computed by each of them.
+        """Shard the tokens of each clip over the processes of a group; text is computed in every process.
 
-        From now on all of them call `forward` at the same time, with the same arguments, and all get the whole result.
-        Gradients, of weights and of arguments, are to be averaged over the group, as DDP does with those of weights.
+        All processes must call `forward` together with the same arguments, and all get the whole result. Gradients of
+        weights and arguments must be averaged over the group, as DDP does for weights.
 
         Args:
-            group: the processes, for example `context_parallel.context_group(2)`.
+            group: the process group, for example from `context_parallel.context_group(2)`.
 
         Raises:
-            KinemaError: `num_heads` is no multiple of the group's size.
+            KinemaError: `num_heads` is not divisible by the size of the group.
         """
         parallel = ContextParallel(group)
         parallel.check_heads(self.config["num_heads"])
         self._context_parallel = parallel
 
     def disable_context_parallel(self) -> None:
-        """Each process computes whole clips again."""
+        """Compute whole clips in each process again."""
         self._context_parallel = None
 
     def _init_identity(self) -> None:
-        """Zeroes what makes every branch, and the output, start at nothing (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
+        """Zero-initialise residual gates and the output layer (adaLN-Zero; DiT, arXiv:2212.09748, 3.2)."""
         cross_attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
         gates = [
             module.coarse_gate for module in self.modules() if isinstance(module, SelfAttention) and module.coarse_gate
@@ -194,20 +195,21 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         step: int | None = None,
         num_steps: int | None = None,
     ) -> Transformer2DModelOutput | tuple[Float[Tensor, "b z_out t h w"]]:
-        """Predicts the velocity (noise - clean) at every position.
+        """Predict the velocity (noise - clean) at every position.
 
         Args:
-            hidden_states: normalised latents, given ones clean, wanted ones noisy; sizes are multiples of the patch.
-            timestep: in [0, 1000] (1000: noise, 0: clean) of every clip, of every latent step (as many as the grid of
-                tokens has along t) or of every token. Fewer numbers need less time and memory.
+            hidden_states: normalised latents, clean at given positions and noisy elsewhere; sizes must be multiples of
+                the patch size.
+            timestep: timestep in [0, 1000] (1000: noise, 0: clean) of each clip, of each latent step of the token
+                grid, or of each token. Fewer values need less time and memory.
             encoder_hidden_states: word ids, or features of the frozen text encoder.
-            encoder_attention_mask: which text tokens exist, at least one a row; None: all.
-            return_dict: whether to wrap the result.
-            step: the denoising step, for attention that changes with it; None: outside of sampling.
-            num_steps: how many there are.
+            encoder_attention_mask: text tokens to attend to, at least one per row; None: all.
+            return_dict: whether to return a `Transformer2DModelOutput` instead of a tuple.
+            step: index of the denoising step, for attention schedules; None: not sampling.
+            num_steps: number of denoising steps.
 
         Returns:
-            `.sample` (b z_out t h w), or a tuple of it.
+            An output with `.sample` (b z_out t h w), or a tuple (sample,).
         """
         grid = self.token_grid(hidden_states.shape[2:])
         text_mask = _all_true_if_none(encoder_attention_mask, encoder_hidden_states)
@@ -218,10 +220,10 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         x = x + self.embed_places(place_features(grid, x.device).to(self.embed_places.weight.dtype))
         text, pooled = self.refine_text(encoder_hidden_states, text_mask)
         modulation, modulation_out = self._modulations(timestep_groups(timestep, grid), pooled)
-        positions = tokens.put(grid_positions(grid, x.device), 0)
+        positions = tokens.arrange(grid_positions(grid, x.device), 0)
         rotary = rotary_table(positions, self._head_dim, self.config["rope_theta"])
 
-        x, modulation, modulation_out = tokens.put(x, 1), *map(tokens.put_groups, (modulation, modulation_out))
+        x, modulation, modulation_out = tokens.arrange(x, 1), *map(tokens.arrange_groups, (modulation, modulation_out))
         for layer, block in enumerate(self.blocks):
             arguments = (x, modulation, text, text_mask, rotary, tokens.attention(layer, self.coarse_tile))
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -230,15 +232,15 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
                 x = block(*arguments)
 
         shift, scale = modulation_out.unbind(2)
-        x = tokens.back(self.out(modulate(self.norm_out(x), shift, scale)))
+        x = tokens.restore(self.out(modulate(self.norm_out(x), shift, scale)))
         sample = self._unpatchify(x, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def token_grid(self, latent_size: tuple[int, ...]) -> tuple[int, int, int]:
-        """Returns the number of tokens along t, h, w for latents of that size.
+        """Return the number of tokens along t, h, w for a latent size.
 
         Raises:
-            KinemaError: a size is no multiple of the patch.
+            KinemaError: a size is not a multiple of the patch size.
         """
         for name, size, patch in zip(("t", "h", "w"), latent_size, self.patch_size, strict=True):
             if size % patch:
@@ -249,7 +251,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     def _modulations(
         self, timestep: Float[Tensor, "b g"], pooled: Float[Tensor, "b d"]
     ) -> tuple[Float[Tensor, "b g 6 d"], Float[Tensor, "b g 2 d"]]:
-        """Modulation of the blocks and of the last norm, computed once for each group of tokens."""
+        """Compute the modulation of the blocks and of the last norm for each group of tokens."""
         condition = self.embed_timestep(timestep) + self.embed_pooled_text(pooled)[:, None]
         shared = rearrange(self.modulation(condition), "b g (six d) -> b g six d", six=6)
         last = rearrange(self.modulation_out(condition), "b g (two d) -> b g two d", two=2)
@@ -282,7 +284,9 @@ def _check_config(
         raise KinemaError(f"`dim` (={dim}) must be divisible by `num_heads` (={num_heads})")
     head_dim = dim // num_heads
     if head_dim % 2 or head_dim < 6:
-        raise KinemaError(f"`dim` / `num_heads` (={head_dim}) must be even and at least 6: each axis needs a pair")
+        raise KinemaError(
+            f"`dim` / `num_heads` (={head_dim}) must be even and at least 6: the rotary embedding needs a pair per axis"
+        )
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise KinemaError(f"`patch_size` (={patch_size}) must be three numbers of at least 1")
     if (text_vocab_size is None) == (text_dim is None):

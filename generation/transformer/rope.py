@@ -1,4 +1,4 @@
-"""Where a token is: rotary tables for attention, Fourier features for the input.
+"""Position encodings: rotary tables for attention, Fourier features for the input.
 
 Shapes: b batch, n tokens in the order (t h w), k heads, e head width.
 """
@@ -11,18 +11,18 @@ from torch import Tensor
 
 
 def grid_positions(grid: tuple[int, int, int], device: torch.device | None = None) -> Float[Tensor, "n 3"]:
-    """Returns the (t, h, w) index of every token of a latent grid, in the order of the tokens.
+    """Return the (t, h, w) index of every token of a latent grid in raster order.
 
     Args:
         grid: number of tokens along t, h, w.
-        device: where to make the table.
+        device: device of the result.
     """
     axes = [torch.arange(size, dtype=torch.float32, device=device) for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
 def split_head(head_dim: int) -> tuple[int, int, int]:
-    """Shares a head's channels between t, h and w: equal even parts for h and w, the rest for t."""
+    """Split a head's channels between t, h and w: equal even parts for h and w, the rest for t."""
     spatial = 2 * (head_dim // 6)
     return head_dim - 2 * spatial, spatial, spatial
 
@@ -30,11 +30,11 @@ def split_head(head_dim: int) -> tuple[int, int, int]:
 def rotary_table(
     positions: Float[Tensor, "n 3"], head_dim: int, theta: float = 10000.0
 ) -> tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]:
-    """Cosines and sines of the three-axis rotary embedding (RoFormer, arXiv:2104.09864, eq. 15, an axis at a time).
+    """Return cosines and sines of the three-axis rotary embedding (RoFormer, arXiv:2104.09864, eq. 15, per axis).
 
     Args:
-        positions: place of each token along t, h, w; any real numbers, so that a token can stand between two steps.
-        head_dim: channels of a head, even; see `split_head`.
+        positions: position of each token along t, h, w; may be fractional.
+        head_dim: channels per head, even; see `split_head`.
         theta: base of the geometric series of wavelengths.
 
     Returns:
@@ -51,11 +51,11 @@ def rotary_table(
 def apply_rotary(
     x: Float[Tensor, "b n s k e"], rotary: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]]
 ) -> Float[Tensor, "b n s k e"]:
-    """Turns channel pairs (i, i + e/2) of every head by the angle of the token's place.
+    """Rotate channel pairs (i, i + e/2) of every head by the angles of the token's position.
 
     Args:
-        x: queries and keys side by side (s = 2), or either alone (s = 1).
-        rotary: the table from `rotary_table`.
+        x: stacked queries and keys (s = 2), or either alone (s = 1).
+        rotary: (cos, sin) from `rotary_table`.
     """
     cos, sin = (table[:, None, None, :] for table in rotary)
     first, second = x.chunk(2, dim=-1)
@@ -67,17 +67,17 @@ _TIME_PERIOD = 16.0
 
 
 def place_features(grid: tuple[int, int, int], device: torch.device | None = None) -> Float[Tensor, "n f"]:
-    """Fourier features of a token's place in the frame (as a share of its height and width) and of its time step.
+    """Return Fourier features of each token's relative position in the frame and of its time step.
 
-    Rotary attention sees distances only; a horizon or the frame's edge needs the place itself. Shares make the
-    features valid for any size.
+    The rotary embedding encodes only distances; horizons and frame borders depend on absolute positions. Positions are
+    relative to the frame size, so that the features apply to any size.
 
     Returns:
         (n, 6 * NUM_OCTAVES): sines, then cosines, at frequencies of pi * 2^i.
     """
-    # Numbers, not tensors of them: to copy those to a device would make the host wait.
+    # Scale by Python numbers: copying tensors to a device would synchronise with it.
     t, h, w = grid_positions(grid, device).unbind(1)
-    places = torch.stack((t * (1 / _TIME_PERIOD), (h + 0.5) * (1 / grid[1]), (w + 0.5) * (1 / grid[2])), dim=1)
+    positions = torch.stack((t * (1 / _TIME_PERIOD), (h + 0.5) * (1 / grid[1]), (w + 0.5) * (1 / grid[2])), dim=1)
     octaves = math.pi * 2.0 ** torch.arange(NUM_OCTAVES, dtype=torch.float32, device=device)
-    angles = (places[:, :, None] * octaves).flatten(1)
+    angles = (positions[:, :, None] * octaves).flatten(1)
     return torch.cat((angles.sin(), angles.cos()), dim=-1)

@@ -1,6 +1,6 @@
 """kinema: video tokenizers and video diffusion.
 
-The public names are re-exported lazily, so that ``import kinema`` (and ``kinema --help``) does not import torch.
+Public names are re-exported lazily, so that ``import kinema`` (and ``kinema --help``) does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m kinema` is the command `kinema`."""
+"""Entry point of `python -m kinema`, the same as the command `kinema`."""
 
 import sys
 

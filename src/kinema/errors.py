@@ -1,8 +1,8 @@
-"""The one exception that reports a mistake in what the user gave."""
+"""The exception for invalid user input."""
 
 
 class KinemaError(ValueError):
-    """Wrong input from the user; the message names the argument, its value and what is allowed.
+    """Invalid user input; the message names the argument, its value and the constraint.
 
     The command line prints the message as one line and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""Files that commands read and make: checks before the work, and results that appear whole or not at all."""
+"""Input and output files: early checks, and atomic writing."""
 
 import codecs
 import errno
@@ -23,16 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 def check_input_file(path: str | os.PathLike[str], name: str = "path") -> None:
-    """Raise `KinemaError`, which calls the argument `name`, unless `path` is a readable file that is not empty.
+    """Check that `path`, the argument `name`, is a readable regular file that is not empty.
 
-    Pipes, sockets and devices are refused: reading them may never end, and a check would consume what they hold.
+    Pipes, sockets and devices are rejected: reading them may never end, and a check would consume their data.
+
+    Raises:
+        KinemaError: it is not such a file.
     """
     argument = f"`{name}` (={str(path)!r})"
     try:
         status = os.stat(path)
     except FileNotFoundError:
         raise KinemaError(f"{argument} must be a file, and it does not exist") from None
-    except (OSError, ValueError) as error:  # a loop of links, a name too long, a NUL in the name, no permission
+    except (OSError, ValueError) as error:  # symlink loop, name too long, NUL in the name, no permission
         reason = getattr(error, "strerror", None) or str(error)
         raise KinemaError(f"{argument} must be a file that can be read: {reason}") from error
     if stat.S_ISDIR(status.st_mode):
@@ -46,20 +49,19 @@ def check_input_file(path: str | os.PathLike[str], name: str = "path") -> None:
 
 
 def counting_order(name: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """Sort key in which `clip_2` comes before `clip_10`, whether or not numbers are padded with zeros.
+    """Sort key for natural order: `clip_2` before `clip_10`. Only ASCII digits count as numbers.
 
-    Used wherever files are matched with lines or with other files by position. Only ASCII digits count as numbers.
+    Use it wherever files are matched by position with lines or other files.
     """
     return [(int(part), part) if part.isascii() and part.isdigit() else (-1, part)
             for part in re.split(r"([0-9]+)", os.fspath(name))]  # fmt: skip
 
 
 def walk_folders(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """A folder and those below it, as `(folder, names of its folders, names of its other entries)`.
+    """Walk a folder tree; yield `(folder, names of subfolders, names of other entries)`, names in natural order.
 
-    Names that begin with a dot are left out. Links to folders are followed, after all folders that are reached without
-    one; a folder is given once, however often it is reached, so that loops end. A folder that cannot be listed is
-    skipped with a warning. The names are in counting order.
+    Names that start with a dot are skipped. Symlinks to folders are followed after all real subfolders, and each folder
+    is visited once, so that loops end. Folders that cannot be listed are skipped with a warning.
     """
     pending, seen = [Path(folder)], set[tuple[int, int]]()
     while pending:
@@ -81,14 +83,13 @@ def _warn_of_folder(error: OSError) -> None:
 
 
 def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[Path]:
-    """Regular files with one of the suffixes in a folder and its subfolders, in counting order of their paths.
+    """Return the regular files with one of the suffixes in a folder tree, in natural order of their paths.
 
-    Suffixes match in any letter case. Names that begin with a dot are skipped, and so are folders, pipes and devices,
-    whatever their suffix. Folders are walked as `walk_folders` says.
+    Suffixes are case-insensitive. Names that start with a dot are skipped; see `walk_folders`.
 
     Args:
-        folder: Where to look; an existing folder.
-        suffixes: Lower case, with the dot.
+        folder: An existing folder.
+        suffixes: Suffixes in lower case, with the dot.
     """
     found = [here / name
              for here, _, names in walk_folders(folder)
@@ -99,17 +100,17 @@ def find_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> lis
 
 
 def displayed(name: str | os.PathLike[str]) -> str:
-    """A name as terminals and pages can show it: control characters and bytes that are no text are escaped."""
+    """Return a name with control characters and undecodable bytes escaped, for terminals and web pages."""
     text = os.fspath(name)
     return text if text.isprintable() else "".join(_escaped(letter) for letter in text)
 
 
 def _escaped(letter: str) -> str:
-    # Controls, invisible marks but for those that join letters, halves of pairs, breaks of lines.
+    # Control and format characters (except joiners), surrogates, line and paragraph separators.
     if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or letter in "\u200c\u200d":
         return letter
     code = ord(letter)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode("ascii")
 
@@ -124,15 +125,15 @@ _BYTE_ORDER_MARKS = (
 
 
 def read_text(path: str | os.PathLike[str], name: str = "path") -> str:
-    """The text of a file in UTF-8, or in the encoding that its byte order mark states; the mark is left out.
+    """Read a text file in UTF-8, or in the encoding given by its byte order mark, which is removed.
 
     Args:
-        path: The file; an empty one gives an empty text.
-        name: What errors call the argument.
+        path: The file; may be empty.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: The file cannot be read, or has bytes that are not of its encoding; the line is named. Text with
-            NUL characters is refused, too: it is UTF-16 without a byte order mark, or no text.
+        KinemaError: The file cannot be read, has bytes that are invalid in its encoding, or NUL characters (as in
+            UTF-16 without a byte order mark). The message names the line.
     """
     try:
         data = Path(path).read_bytes()
@@ -154,14 +155,14 @@ def read_text(path: str | os.PathLike[str], name: str = "path") -> str:
 
 
 def read_json(path: str | os.PathLike[str], name: str = "path") -> Any:
-    """What a JSON file (UTF-8) holds.
+    """Read a JSON file in UTF-8.
 
     Args:
-        path: the file.
-        name: what errors call the argument.
+        path: The file.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: there is no such file, it is no UTF-8, or no JSON, or nested deeper than can be read.
+        KinemaError: The file does not exist, is not UTF-8 or JSON, or is nested too deeply.
     """
     try:
         return json.loads(Path(path).read_bytes().decode("utf-8"))
@@ -173,9 +174,10 @@ def read_json(path: str | os.PathLike[str], name: str = "path") -> Any:
 
 
 def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: str = "output") -> None:
-    """Raise `KinemaError`, which calls the argument `name`, when `path` may not be written.
+    """Check that `path`, the argument `name`, may be written; call this before the work.
 
-    Call it before the work whose result goes there.
+    Raises:
+        KinemaError: It exists and `overwrite` is false, is not a regular file, or its folder cannot be written.
     """
     if Path(path).is_dir():
         raise KinemaError(f"`{name}` (={str(path)!r}) must be a file, and it is a folder")
@@ -193,7 +195,11 @@ def check_output_file(path: str | os.PathLike[str], *, overwrite: bool, name: st
 
 
 def check_other_file(path: str | os.PathLike[str], name: str, others: Mapping[str, str | os.PathLike[str]]) -> None:
-    """Raise `KinemaError` when `path`, the argument `name`, is the same file as another argument's, by its name."""
+    """Check that `path`, the argument `name`, is not the same file as that of another argument.
+
+    Raises:
+        KinemaError: It resolves to the same path.
+    """
     for other_name, other in others.items():
         if Path(path).resolve() == Path(other).resolve():
             raise KinemaError(f"`{name}` (={str(path)!r}) must be another file than `{other_name}`")
@@ -201,13 +207,13 @@ def check_other_file(path: str | os.PathLike[str], name: str, others: Mapping[st
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when the `with` block ends without an error.
+    """Context manager for atomic writing: yields a temporary file that replaces `path` on success.
 
     Args:
-        path: The file to make or to replace; missing folders above it are made.
+        path: The file to create or replace; missing parent folders are created.
 
     Raises:
-        KinemaError: The folder cannot be made or written, or the disk is full.
+        KinemaError: The folder cannot be created or written, or the disk is full.
     """
     path = Path(path)
     try:
@@ -221,7 +227,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner reads; a result gets the permissions any new file gets.
+        # mkstemp creates private files; give the result the usual permissions of a new file.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -237,10 +243,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_safetensors(
     path: str | os.PathLike[str], tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a file of safetensors, whole or not at all.
+    """Write tensors to a safetensors file, atomically.
 
     Raises:
-        KinemaError: It cannot be written.
+        KinemaError: The file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -248,5 +254,5 @@ def write_safetensors(
     with atomic_path(path) as temporary:
         try:
             save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
-        except (SafetensorError, OSError) as error:  # a full disk is no OSError to safetensors
+        except (SafetensorError, OSError) as error:  # safetensors does not raise OSError on a full disk
             raise KinemaError(f"`output` (={str(path)!r}) cannot be written: {error}") from error

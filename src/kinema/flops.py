@@ -1,7 +1,7 @@
-"""FLOPs of the operations that run in a block of code, the same on every version of torch.
+"""FLOP counting with the same result on every version of torch.
 
-torch's own counter has no formula for some attention kernels, and which ones depends on its version: what has no
-formula counts as zero. All formulas used here are kinema's, and a test checks that every attention kernel has one.
+torch's counter counts operations without a formula as zero, and which attention kernels lack one depends on its
+version. The formulas here are kinema's, and a test checks that every attention kernel has one.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ Shape = Sequence[int]
 class FlopCounter(FlopCounterMode):
     """Counts FLOPs: `with FlopCounter() as counter: model(x)`, then `counter.get_total_flops()`.
 
-    A multiply-add is two FLOPs. Matrix products, convolutions and `scaled_dot_product_attention` are counted, forward
-    and backward, including padding and masked pairs; biases, softmax, norms, activations and FlexAttention are not. On
-    the meta device the count is the same and nothing is computed. `get_flop_counts()` gives it by module and operation.
+    A multiply-add counts as two FLOPs. Matrix products, convolutions and `scaled_dot_product_attention` are counted,
+    forward and backward, including padding and masked pairs; biases, softmax, norms, activations and FlexAttention are
+    not. Counting also works on the meta device. `get_flop_counts()` returns counts by module and operation.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class FlopCounter(FlopCounterMode):
 
 
 def _product(left: Shape, right: Shape, **_: Any) -> int:
-    """(..., m, k) · (..., k, n), or with a vector in place of either matrix."""
+    """Count the product (..., m, k) · (..., k, n), where either matrix may be a vector."""
     return 2 * prod(left) * (right[-1] if len(right) > 1 else 1)
 
 
@@ -41,7 +41,7 @@ def _convolution(
     x: Shape, weight: Shape, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *rest: Any,
     out_shape: Shape, **_: Any,
 ) -> int:  # fmt: skip
-    """Weights are (out, in / groups, ...), and (in, out / groups, ...) of a transposed convolution."""
+    """Count a convolution, with weights (out, in / groups, ...), or (in, out / groups, ...) if transposed."""
     return 2 * prod(x if transposed else out_shape) * prod(weight[1:])
 
 
@@ -49,17 +49,17 @@ def _convolution_backward(
     grad: Shape, x: Shape, weight: Shape, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int, output_mask: Sequence[bool], **_: Any,
 ) -> int:  # fmt: skip
-    """The gradient of the input and that of the weight, where asked for, cost as much as the forward pass each."""
+    """Count the gradients of input and weight, if requested; each costs as much as the forward pass."""
     return sum(output_mask[:2]) * 2 * prod(x if transposed else grad) * prod(weight[1:])
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **_: Any) -> int:
-    """Scores, and the weighted sums of values. Shapes are (b, heads, n, d); keys and values may have fewer heads."""
+    """Count scores and weighted sums of values, of shape (b, heads, n, d); keys and values may have fewer heads."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *rest: Any, **_: Any) -> int:
-    """Scores once more, then the gradients of queries and keys, of values and of attention weights."""
+    """Count recomputed scores and the gradients of queries, keys, values and attention weights."""
     return 2 * prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
@@ -78,6 +78,6 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """The formulas of the operations that this version of torch has."""
+    """Return the formulas of the operations that exist in this version of torch."""
     aten = torch.ops.aten
     return {getattr(aten, name): formula for name, formula in _FORMULAS.items() if hasattr(aten, name)}

@@ -1,6 +1,6 @@
-"""Pictures as RGB, by one reader wherever they come from: files, PIL images, and the pictures of a page in the browser.
+"""Conversion of pictures to RGB: files, PIL images, and uploads of the web page.
 
-Shapes: `h w c` in uint8. What becomes of each kind of picture is in docs/pictures.md.
+Shapes: `h w c` in uint8. docs/pictures.md describes how each kind of picture is converted.
 """
 
 import functools
@@ -23,41 +23,41 @@ from kinema.errors import KinemaError
 from kinema.files import atomic_path, check_input_file, check_output_file
 
 MAX_PIXELS = 2**27
-"""Largest picture that is read, 134 million pixels: a small file can ask for any amount of memory."""
+"""Maximum pixels of a picture, 134 million: a small compressed file can require any amount of memory."""
 
-# Left out: EPS and WMF, which other programs draw, and kinds that hold measurements rather than pictures.
+# Excluded: EPS and WMF, which need external programs, and formats for measurements rather than pictures.
 _FORMATS = (
     "PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "SGI", "PCX", "QOI", "DDS",
     "ICO", "PSD",
 )  # fmt: skip
-_ALMOST_EQUAL = 2
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_ALMOST_EQUAL = 2  # levels of 255
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 class PictureWarning(UserWarning):
-    """A part of a picture file is not used: pictures after the first, or a colour profile that is damaged."""
+    """A part of a picture file is ignored: pictures after the first, or a damaged colour profile."""
 
 
 def read_image(path: str | os.PathLike[str], *, name: str = "path") -> UInt8[Tensor, "h w 3"]:
-    """Read a picture as it is displayed: in sRGB, upright, on white where it is transparent.
+    """Read a picture as displayed: in sRGB, upright, and blended with white where transparent.
 
     Args:
-        path: The file; of an animation or of several pages the first picture is read.
-        name: What errors call the argument.
+        path: The file; only the first picture of an animation or multi-page file is read.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: The file is missing, empty, truncated or no picture; it has more than `MAX_PIXELS`; or its levels
-            have no stated range (32 bits, floats).
+        KinemaError: The file is missing, empty, truncated or not a picture; it has more than `MAX_PIXELS`; or the range
+            of its values is unknown (32-bit integers, floats).
 
     Warns:
-        PictureWarning: There are more pictures in the file, or its colour profile cannot be used.
+        PictureWarning: The file has several pictures, or its colour profile cannot be used.
     """
     with _opened(path, name) as (image, argument):
         return torch.from_numpy(np.array(rgb_picture(image, argument)))
 
 
 def read_image_with_alpha(path: str | os.PathLike[str], *, name: str = "path") -> UInt8[Tensor, "h w 4"]:
-    """Read a picture as `read_image` does, but with its transparency as a fourth channel: 255 is opaque."""
+    """Read a picture like `read_image`, but with alpha as a fourth channel (255: opaque)."""
     with _opened(path, name) as (image, argument):
         color, alpha = _displayed(image, argument)
         color.putalpha(255 if alpha is None else alpha)
@@ -66,39 +66,39 @@ def read_image_with_alpha(path: str | os.PathLike[str], *, name: str = "path") -
 
 @contextmanager
 def _opened(path: str | os.PathLike[str], name: str) -> Iterator[tuple[Image.Image, str]]:
-    """A picture file, not read beyond its header, and what errors call it."""
+    """Open a picture file and read its header; also yield its name for errors."""
     check_input_file(Path(path), name)
     argument = f"`{name}` (={str(path)!r})"
     Image.init()
     try:
         with _without_warnings():
             image = Image.open(path, formats=[each for each in _FORMATS if each in Image.OPEN])
-            # In a JPEG file (MPO) the second picture is a preview.
+            # The second picture of an MPO file (JPEG) is a preview.
             is_one_of_many = image.format != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise KinemaError(f"{argument} must have at most {MAX_PIXELS} pixels") from error
-    except Exception as error:  # Pillow raises a dozen kinds over damaged files
+    except Exception as error:  # Pillow raises many exception types for damaged files
         raise KinemaError(
             f"{argument} must be a picture (PNG, JPEG, WebP, TIFF, ...), complete and readable"
         ) from error
     with image:
         if is_one_of_many:
-            _warn(f"{argument} has several pictures, of which the first is taken")
+            _warn(f"{argument} has several pictures, of which only the first is used")
         yield image, argument
 
 
 def rgb_picture(image: Image.Image, argument: str = "`image`") -> Image.Image:
-    """A picture of PIL as it is displayed: RGB with 8 bits in sRGB, upright, on white where it is transparent.
+    """Convert a PIL image to what is displayed: 8-bit sRGB, upright, and blended with white where transparent.
 
     Args:
-        image: A picture of any mode, loaded or not; of an animation, the frame that it stands at.
-        argument: What errors call it.
+        image: An image of any mode, loaded or not; for an animation, its current frame.
+        argument: Name of the argument in errors.
 
     Raises:
-        KinemaError: As of `read_image`.
+        KinemaError: As in `read_image`.
 
     Warns:
-        PictureWarning: As of `read_image`.
+        PictureWarning: As in `read_image`.
     """
     color, alpha = _displayed(image, argument)
     if alpha is None:
@@ -110,7 +110,7 @@ def rgb_picture(image: Image.Image, argument: str = "`image`") -> Image.Image:
 
 
 def _displayed(image: Image.Image, argument: str) -> tuple[Image.Image, Image.Image | None]:
-    """The colours of a picture as RGB in sRGB, and how opaque they are (L); None for a picture that is opaque."""
+    """Return the colours of a picture in sRGB, and its alpha channel (L), or None if it is opaque."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise KinemaError(f"{argument} must have at most {MAX_PIXELS} pixels, and has {width}x{height}")
@@ -125,12 +125,12 @@ def _displayed(image: Image.Image, argument: str) -> tuple[Image.Image, Image.Im
             if covered is not None:
                 alpha = _only_within(covered, alpha, color.size)
             profile = image.info.get("icc_profile")
-            if profile and picture.mode != "LAB":  # which needs none, and is sRGB by now
+            if profile and picture.mode != "LAB":  # LAB is converted to sRGB already
                 color = _with_profile(color, profile, notes)
             color = color.convert("RGB")
     except KinemaError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # see _opened
         raise KinemaError(f"{argument} must be a picture, complete and readable") from error
     for note in notes:
         _warn(f"{argument} {note}")
@@ -138,19 +138,19 @@ def _displayed(image: Image.Image, argument: str) -> tuple[Image.Image, Image.Im
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """A picture in RGB on white: what lies under transparent pixels is chance. Another name of `rgb_picture`."""
+    """Blend a picture with white; an alias of `rgb_picture`. The colours of transparent pixels are arbitrary."""
     return rgb_picture(image)
 
 
 def levels_of_16_bits(values: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Levels 0 to 65535 as the nearest of 0 to 255."""
+    """Round levels from 0 to 65535 to levels from 0 to 255."""
     table = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
     return table[values]
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow warns and logs about large pictures, which have a limit here, and about damage, which becomes an error."""
+    """Silence Pillow's warnings and log, about large pictures (limited here) and damage (an error here)."""
     logger = logging.getLogger("PIL")
     level = logger.level
     with warnings.catch_warnings():
@@ -167,10 +167,10 @@ def _warn(message: str) -> None:
 
 
 def _correct_transparent_color(image: Image.Image) -> None:
-    """The transparent colour of a PNG file in the levels that Pillow makes of its pixels.
+    """Scale the transparent colour of a PNG file like Pillow scales its pixels.
 
-    Pillow keeps the file's number, whereas it spreads gray of 2 or 4 bits over 0 to 255, and takes the upper 8 of 16
-    bits of a colour. What the file had is known only until its pixels are read.
+    Pillow keeps the stored value, although it scales 2-bit and 4-bit gray to 0 to 255, and takes the upper 8 of 16 bits
+    of a colour. The stored bit depth is known only until the pixels are read.
     """
     color = image.info.get("transparency")
     tiles: Any = getattr(image, "tile", None)
@@ -184,7 +184,7 @@ def _correct_transparent_color(image: Image.Image) -> None:
 
 
 def _covered_part(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The box that the first frame of a GIF file fills, where that is not all of it; the rest is transparent."""
+    """Return the box of a GIF's first frame if smaller than the picture, which is transparent elsewhere."""
     tiles: Any = getattr(image, "tile", None)
     if image.format != "GIF" or not tiles or image.tell() != 0:
         return None
@@ -200,22 +200,22 @@ def _only_within(box: tuple[int, int, int, int], alpha: Image.Image | None, size
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the orientation
+    except Exception:  # damaged EXIF data: orientation unknown
         return image
 
 
 def _in_eight_bits(image: Image.Image, source: Image.Image, argument: str) -> Image.Image:
-    """A picture of 8 bits a channel.
+    """Convert a picture to 8 bits per channel.
 
     Args:
         image: The picture.
-        source: As it was opened; says of which format it is.
-        argument: What errors call it.
+        source: The picture as opened, which knows its format.
+        argument: Name of the argument in errors.
     """
-    # Pillow holds 16 bits of a PNG or PGM file as 32 in some versions.
+    # Some versions of Pillow store 16-bit PNG and PGM files in 32 bits.
     if image.mode == "F" or (image.mode == "I" and source.format not in ("PNG", "PPM")):
         kind = "32-bit integers" if image.mode == "I" else "floats"
-        raise KinemaError(f"{argument} must have 8 or 16 bits a channel, and has {kind}, whose range is not stated")
+        raise KinemaError(f"{argument} must have 8 or 16 bits a channel, and has {kind}, whose range is unknown")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
@@ -235,7 +235,7 @@ def _in_eight_bits(image: Image.Image, source: Image.Image, argument: str) -> Im
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The colours of a picture of 8 bits, in L, RGB or CMYK, and how opaque they are."""
+    """Split an 8-bit picture into colours in L, RGB or CMYK, and alpha or None."""
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     elif image.mode == "LAB":
@@ -258,13 +258,15 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _with_profile(color: Image.Image, profile: bytes, notes: list[str]) -> Image.Image:
-    """Colours of a profile (Display P3, Adobe RGB, a printer's CMYK) in sRGB.
+    """Convert colours from a profile (Display P3, Adobe RGB, a printer's CMYK) to sRGB.
 
-    Those of the many profiles that are sRGB but for rounding stay what they are.
+    Many profiles equal sRGB up to rounding; colours are then unchanged.
     """
     try:
         source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if color.mode == "L" and source.profile.xcolor_space.strip() == "RGB":  # left from before it became gray
+        if (
+            color.mode == "L" and source.profile.xcolor_space.strip() == "RGB"
+        ):  # a profile kept when the picture was converted to gray
             color = color.convert("RGB")
         transform = ImageCms.buildTransform(source, _srgb(), color.mode, "RGB")
         probe = _probe(color.mode)
@@ -274,18 +276,18 @@ def _with_profile(color: Image.Image, profile: bytes, notes: list[str]) -> Image
                 return color
         return _transformed(color, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        notes.append("has a colour profile that cannot be used, and is taken as sRGB")
+        notes.append("has a colour profile that cannot be used, and is treated as sRGB")
         return color
 
 
 def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     result = ImageCms.applyTransform(image, transform)
-    assert result is not None  # only changes in place give None
+    assert result is not None  # None only for in-place transforms
     return result
 
 
 def _probe(mode: str) -> Image.Image | None:
-    """Colours from all over the cube of RGB, or all grays."""
+    """Return sample colours to test a transform: a grid of the RGB cube, or all grays; None for CMYK."""
     if mode == "CMYK":
         return None
     if mode == "L":
@@ -295,10 +297,10 @@ def _probe(mode: str) -> Image.Image | None:
 
 
 def write_image(path: str | os.PathLike[str], image: Image.Image, *, overwrite: bool = False) -> None:
-    """Write a PNG file, whole or not at all.
+    """Write a PNG file atomically.
 
     Raises:
-        KinemaError: The file exists and `overwrite` is not set.
+        KinemaError: The file exists and `overwrite` is false, or cannot be written.
     """
     check_output_file(path, overwrite=overwrite)
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""Names of a package whose modules are imported when a name is first used."""
+"""Lazy re-exports: modules are imported when one of their names is first used."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package.
+    """Return a `__getattr__` function for a package.
 
     Args:
-        package: its name.
-        modules: the module of each name.
+        package: name of the package.
+        modules: the module of each exported name.
     """
 
     def get(name: str) -> Any:

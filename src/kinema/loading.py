@@ -1,4 +1,4 @@
-"""What every loading of a model needs: errors of one line, and diffusers quiet."""
+"""Helpers for loading models: one-line error messages, and silencing of diffusers."""
 
 import sys
 import warnings
@@ -11,26 +11,26 @@ from kinema.stopping import stop_if_asked
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """The message of an error in one line, cut where it is too long; the kind of error where it has no message.
+    """Return the message of an error as one line of limited length, or its type if it has no message.
 
-    Control characters are escaped: file names and what libraries say may hold such, and a terminal would obey them.
+    Control characters, which file names and messages may contain, are escaped: a terminal would interpret them.
     """
     text = displayed(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def quiet_casting() -> None:
-    """Keeps diffusers from warning, whenever a model is cast, of an empty list of modules that should stay float32."""
-    getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
+    """Suppress the diffusers warning about an empty list of float32 modules, issued whenever a model is cast."""
+    getLogger("diffusers.models.modeling_utils").addFilter(_lists_modules)
 
 
-def _says_something(record: LogRecord) -> bool:
+def _lists_modules(record: LogRecord) -> bool:
     return "should be kept in float32: []" not in record.getMessage()
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Within, diffusers logs nothing (it logs what it raises as well), and its bars are for terminals."""
+    """Context manager that silences diffusers' log, which repeats raised errors, and hides bars off terminals."""
     from diffusers.utils import logging
 
     verbosity, hide_bars = logging.get_verbosity(), logging.is_progress_bar_enabled() and not sys.stderr.isatty()
@@ -39,11 +39,11 @@ def quiet_loading() -> Iterator[None]:
         logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            # An option that diffusers still passes to the hub's client, and that does nothing.
+            # diffusers passes this obsolete option to the hub client.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             yield
     finally:
         logging.set_verbosity(verbosity)
         if hide_bars:
             logging.enable_progress_bar()
-        stop_if_asked()  # safetensors and torch pass over an interruption now and then
+        stop_if_asked()  # safetensors and torch sometimes swallow an interruption

@@ -1,4 +1,4 @@
-"""How kinema's programs use the machine."""
+"""Device and CPU settings: threads, autocast, compilers, bfloat16 support."""
 
 import os
 import platform
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def share_cores() -> None:
-    """Lets waiting threads sleep; to be called before torch is imported.
+    """Let waiting OpenMP threads sleep. Call this before torch is imported.
 
-    By default OpenMP's threads spin while they wait for each other. On a machine that does anything else at the same
-    time that is a disaster for small models: with two threads and one core busy, five sampler steps took 19.8 s
-    spinning and 0.4 s sleeping. The user's own setting of `OMP_WAIT_POLICY` stays.
+    By default OpenMP threads spin while they wait for each other. When other programs use the CPU as well, this makes
+    small models very slow: with two threads and one busy core, five sampler steps took 19.8 s spinning and 0.4 s
+    sleeping. `OMP_WAIT_POLICY` is left unchanged if the user has set it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def as_given(device: "torch.device") -> AbstractContextManager[Any]:
-    """Within it, operations on a device compute in the types that they are given: autocast changes none."""
+def autocast_disabled(device: "torch.device") -> AbstractContextManager[Any]:
+    """Context manager that disables autocast on a device, so that operations compute in the dtype of their inputs."""
     import torch
 
     if not torch.amp.is_autocast_available(device.type):
@@ -29,15 +29,15 @@ def as_given(device: "torch.device") -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-def lasting() -> AbstractContextManager[Any]:
-    """Within it, tensors are made that may be kept: what `torch.inference_mode` makes, training cannot use later."""
+def inference_mode_disabled() -> AbstractContextManager[Any]:
+    """Context manager that disables inference mode, for tensors that are cached: autograd rejects inference tensors."""
     import torch
 
     return torch.inference_mode(False)
 
 
 def missing_compiler(device: "torch.device") -> str | None:
-    """Why torch cannot compile kernels for a device (cuda or cpu); None: as far as programs go, it can."""
+    """Return why torch cannot compile kernels for a device (cuda or cpu), or None if the compiler is installed."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -45,18 +45,18 @@ def missing_compiler(device: "torch.device") -> str | None:
     names = (os.environ.get("CXX"), "g++", "c++", "clang++")
     if any(name and shutil.which(name) for name in names):
         return None
-    return "no C++ compiler is found (the variable CXX may name one)"
+    return "no C++ compiler was found (set the environment variable CXX to name one)"
 
 
 def computes_bf16(device: "torch.device") -> bool:
-    """Whether a device multiplies matrices in bfloat16 itself, rather than by slow emulation."""
+    """Whether a device supports bfloat16 matrix products in hardware, rather than by slow emulation."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN also says yes to AVX-512 without bfloat16
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN reports support on AVX-512 without bfloat16 too
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -65,5 +65,5 @@ _READABLE = ("cpu",)
 
 
 def readable(value: "torch.Tensor") -> bool:
-    """Whether the host can read a tensor without waiting for a device."""
+    """Whether the host can read a tensor's values without synchronising with a device."""
     return value.device.type in _READABLE

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes."""
+"""Handling of requests to stop: Ctrl-C, SIGTERM, and SIGHUP when a terminal closes."""
 
 import logging
 import signal
@@ -13,10 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal,
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the program to end.
+    """A signal requested the program to end.
 
     Attributes:
-        status: the exit status by convention, 128 and the number of the signal.
+        status: the conventional exit status, 128 plus the signal number.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,24 +25,24 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a signal has asked the training to stop."""
+    """A pending request to stop, set by a signal handler."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __call__(self) -> bool:
-        """Whether it has."""
+        """Whether a stop was requested."""
         return self.number is not None
 
     def finish(self) -> None:
-        """Raises `Stopped` if it has: what had to be done before is done."""
+        """Raise `Stopped` if a stop was requested; call this after saving."""
         if self.number is not None:
             raise Stopped(self.number)
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Within, the first signal is noted, so that the run can save and stop; a second one raises `Stopped`."""
+    """Context manager in which the first signal sets the request, so that a run can save; a second raises `Stopped`."""
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
@@ -56,15 +56,15 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 _raised: list[StopRequest] = []
-"""Signals of `raised_signals`, the innermost last."""
+"""Requests of active `raised_signals` contexts, innermost last."""
 
 
 @contextmanager
 def raised_signals() -> Iterator[None]:
-    """Within, a signal raises `Stopped`, so that what is half done is put in order.
+    """Context manager in which a signal raises `Stopped`, so that cleanup code runs.
 
-    Libraries may turn that into an error of their own ("unable to load weights"), which becomes `Stopped` again here,
-    or pass over it, see `stop_if_asked`.
+    Libraries may convert `Stopped` to another error ("unable to load weights"), which is converted back here, or
+    swallow it, see `stop_if_asked`.
     """
     request = StopRequest()
 
@@ -84,14 +84,14 @@ def raised_signals() -> Iterator[None]:
 
 
 def stop_if_asked() -> None:
-    """Raises `Stopped` where a signal did so before, and a library kept it to itself."""
+    """Raise `Stopped` again if a library swallowed it after a signal."""
     for request in _raised:
         request.finish()
 
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Within, signals wait until the end: for imports, which an exception can leave in a strange state."""
+    """Context manager that delays signals to its end: for imports, which an exception can leave half done."""
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
@@ -104,9 +104,9 @@ def delayed_signals() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within, the signals have a handler, but for those that the program was told to ignore, as by `nohup`.
+    """Context manager that sets a signal handler, except for ignored signals, as under `nohup`.
 
-    Only the main thread can do this; in others nothing changes.
+    Only the main thread can set handlers; in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Where the weights that kinema ships are."""
+"""Location of the weights that ship with kinema."""
 
 import os
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 from kinema.errors import KinemaError
 
 EMBEDDED = ("kl-4x8x8-c16", "fsq-4x8x8-32768", "toybox")
-"""General tokenizers, continuous and discrete, and a small text- and image-to-video pipeline with its own tokenizer."""
+"""A continuous and a discrete tokenizer, and a small text- and image-to-video pipeline with its tokenizer."""
 
 _ROOT = Path(__file__).parent / "weights"
 
 
 def embedded_dir(name: str) -> Path:
-    """The folder of an embedded model, as `from_pretrained` takes it.
+    """Return the folder of an embedded model, for `from_pretrained`.
 
     Args:
         name: One of `EMBEDDED`.
 
     Raises:
-        KinemaError: No such model, or its folder is not in this installation.
+        KinemaError: `name` is not in `EMBEDDED`, or this installation lacks its weights.
     """
     if name not in EMBEDDED:
         raise KinemaError(f"`name` (={name!r}) must be one of {', '.join(EMBEDDED)}")
@@ -29,15 +29,15 @@ def embedded_dir(name: str) -> Path:
 
 
 def model_dir(path: str | os.PathLike[str] | None, *, embedded: str, name: str = "model") -> Path:
-    """The model folder that the user named, or the embedded one.
+    """Return the user's model folder, or that of an embedded model.
 
     Args:
-        path: A folder given by the user, or None.
-        embedded: The name of the embedded model that None stands for.
-        name: What errors call the argument.
+        path: The user's folder; None: the embedded model.
+        embedded: Name of the embedded model.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: `path` is no folder, or the embedded model is missing.
+        KinemaError: `path` is not a folder, or the embedded model is missing.
     """
     if path is None:
         return embedded_dir(embedded)

@@ -1,16 +1,32 @@
 """`kinema attention`: figures as text and JSON, a picture, the list of patterns, and mistakes."""
 
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from kinema.apps.cli import build_parser, main
-from kinema.generation.attention import PATTERNS, Grid, PatternSchedule, SlidingTile, parse_pattern
-from kinema.generation.attention.architectures import ARCHITECTURES
+from kinema.generation.attention import (
+    PATTERNS,
+    Grid,
+    PatternSchedule,
+    SlidingTile,
+    StaticPattern,
+    TokenOrder,
+    parse_pattern,
+)
+from kinema.generation.attention.architectures import Architecture, architectures
+from kinema.generation.attention.grid import tile_order
+from kinema.generation.attention.layout import TokenMask
+from kinema.generation.attention.plugin import TRANSFORMER_FAMILIES
+from kinema.generation.attention.plugin.wan import Wan
 from kinema.generation.attention.report import attention_report
-from kinema.generation.transformer.presets import PRESETS
 
 GRID = "--grid 5x6x8"
 
@@ -55,7 +71,7 @@ def test_patterns_are_listed(capsys: pytest.CaptureFixture[str]):
     assert "A*6&B*6" in last
     names = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
     assert names == list(PATTERNS)
-    assert "    A token sees its frame." in lines
+    assert "    Each token attends to its frame." in lines
     start = lines.index("sliding-tile:WINDOW")
     assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["window=3x3x3", "tile=2x8x8"]
     settings = [line for line in lines if line.startswith("      ")]
@@ -71,13 +87,60 @@ def test_patterns_are_listed(capsys: pytest.CaptureFixture[str]):
             assert pattern == parse_pattern(f"{kind.name}:{needed}".rstrip(":,"))
 
 
-def test_help_names_every_published_model(capsys: pytest.CaptureFixture[str]):
-    """The help is written by hand, because the table would import torch."""
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]):
+    """By the error, not by the help: the table would import torch."""
     assert attend("report --help") == 0
-    text = capsys.readouterr().out.replace("\n", " ")
-    assert all(f"{name}," in text for name in ARCHITECTURES if name not in PRESETS)
+    text = capsys.readouterr().out
+    assert all(name in text and name in architectures() for name in ("wan-14b", "hunyuan-video"))
+    assert attend("report --grid 1x1x1 --pattern full --model unknown") == 2
+    assert f"must be one of {', '.join(architectures())}" in capsys.readouterr().err
     line = ["attention", "report", "--grid", "1", "--pattern", "full"]
-    assert build_parser().parse_args(line).model in ARCHITECTURES
+    assert build_parser().parse_args(line).model in architectures()
+
+
+@dataclass(frozen=True)
+class Diagonal(StaticPattern):
+    """Each token attends to itself.
+
+    Args:
+        gap: an unused setting.
+    """
+
+    name: ClassVar[str] = "diagonal"
+    gap: int = 1
+
+    def order(self, grid: Grid) -> TokenOrder:
+        return tile_order(grid, (1, 1, 1))
+
+    def sees(self, grid: Grid) -> TokenMask:
+        return lambda head, query, key: query == key
+
+    def tables(self, grid: Grid) -> tuple[Tensor, None]:
+        return torch.eye(grid.num_tokens, dtype=torch.bool)[None], None
+
+
+def test_a_pattern_is_added_by_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(PATTERNS, Diagonal.name, (Diagonal, "gap"))
+    assert attend("patterns") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("diagonal:GAP")
+    assert [line.split() for line in lines[start + 1 : start + 3]] == [
+        ["Each", "token", "attends", "to", "itself."],
+        ["gap=1", "an", "unused", "setting."],
+    ]
+    assert attend("report --grid 2x2x2 --pattern diagonal:3") == 0
+    assert re.search(r"diagonal:3 +all +0\.1250", capsys.readouterr().out)
+    assert attend("report --grid 2x2x2 --pattern nonsense") == 2
+    assert "diagonal" in capsys.readouterr().err
+
+
+def test_a_family_is_added_by_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    class Small(Wan):
+        sizes: ClassVar[dict[str, Architecture]] = {"small": Architecture(64, 2, 4, 128, 8)}
+
+    monkeypatch.setitem(TRANSFORMER_FAMILIES, "SmallTransformer", Small())
+    assert attend("report --grid 2x2x2 --pattern full --model small") == 0
+    assert "small: 2 layers, 4 heads" in capsys.readouterr().out
 
 
 MISTAKES = {

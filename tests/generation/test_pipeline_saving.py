@@ -203,7 +203,7 @@ DAMAGES = {
     ),
     "a scheduler that needs more": (
         lambda d: edit_json(d / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True),
-        "`scheduler` must suit flow matching",
+        "`scheduler` must be a flow-matching scheduler",
     ),
     "a scheduler of another kind": (
         lambda d: edit_json(d / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
@@ -211,7 +211,7 @@ DAMAGES = {
     ),
     "noise levels that are no numbers": (
         lambda d: edit_json(d / "scheduler" / "scheduler_config.json", shift=float("nan")),
-        "`scheduler` must suit flow matching",
+        "`scheduler` must be a flow-matching scheduler",
     ),
     "config of another kind": (lambda d: edit_json(d / "transformer" / "config.json", dim="x"), "cannot be loaded"),
 }

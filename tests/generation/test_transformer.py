@@ -140,7 +140,7 @@ def test_the_shape_of_timesteps_says_what_shares_one(shape):
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (2, 0)])
 def test_timesteps_of_another_shape(model, shape):
     with pytest.raises(
-        KinemaError, match=r"`timestep` \(of shape .*\) must have one number a clip, one of its 3 latent"
+        KinemaError, match=r"`timestep` \(of shape .*\) must have one number per clip, per latent step .3."
     ):
         model(**{**example(), "timestep": torch.zeros(shape)})
 

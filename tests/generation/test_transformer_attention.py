@@ -127,7 +127,7 @@ def test_density_one_is_the_model_itself(model: VideoTransformer, timestep: str)
 @pytest.mark.parametrize("patterns", [None, "tile-top-k:2,tile=2x2x2", "sliding-tile:1x1x1,tile=1x2x2", "temporal"])
 def test_the_coarse_branch_is_added_in_any_order(patterns: str | None, fill: float, monkeypatch: pytest.MonkeyPatch):
     """Beside any pattern, the gated attention of tiles' means is the same; as a dense reference has it."""
-    monkeypatch.setattr(schedule, "_MOST_FILL", fill)
+    monkeypatch.setattr(schedule, "_MAX_FILL", fill)
     gated = randomised(coarse_tile=(2, 2, 2), num_layers=1)
     inputs = example()
     seen: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""What executes a layout.
+"""The base class of backends, which execute block layouts, and helpers that they share.
 
-Shapes: b batch, h heads, s slots of the order and extra tokens behind them, n tokens of any order and extra tokens, d
-head width, e extra tokens.
+Shapes: b batch, h heads, s slots followed by extra tokens, n tokens in any order followed by extra tokens, d head
+width, e extra tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -21,24 +21,24 @@ from kinema.generation.attention.layout import BlockLayout
 
 
 class BackendFailed(KinemaError):
-    """A backend that seemed able to run something was not; another one can."""
+    """A backend failed on a call that it claimed to support. Another backend can run it."""
 
 
 class Backend(ABC):
-    """A way to compute attention under a layout.
+    """An implementation of attention under a block layout.
 
     Attributes:
-        name: the name in `backend=...`.
+        name: name for the argument `backend`.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
-        """What keeps it from running this here; None: nothing."""
+        """Return why the backend does not support this call, or None if it does."""
 
     def slower(self, query: Tensor) -> str | None:
-        """Why `auto` passes it over though it could run: a backend behind it in the table is faster; None: none is."""
+        """Return why `auto` prefers a later backend that is faster for this call, or None."""
         return None
 
     @abstractmethod
@@ -50,35 +50,35 @@ class Backend(ABC):
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h s d"]:
-        """Attention of all slots and extra tokens.
+        """Compute attention for all slots and extra tokens.
 
         Args:
-            query: in the order of the layout; extra tokens, which see and are seen by all, behind.
-            key: likewise.
-            value: likewise.
-            layout: which tiles see which.
-            extra_mask: which extra tokens exist as keys; None: all.
+            query: slots in the order of the layout, then extra tokens, which attend to all and are attended to by all.
+            key: same shape and order as `query`.
+            value: same shape and order as `query`.
+            layout: the key tiles of each query tile.
+            extra_mask: which extra tokens may be attended to; None: all.
 
         Raises:
-            BackendFailed: it could not, for a reason that `missing` cannot know.
+            BackendFailed: the call failed for a reason that `missing` cannot foresee.
         """
 
     def run_from(
         self,
-        given: TokenOrder | None,
+        input_order: TokenOrder | None,
         query: Float[Tensor, "b h n d"],
         key: Float[Tensor, "b h n d"],
         value: Float[Tensor, "b h n d"],
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h n d"]:
-        """Attention of tokens in another order than the layout's, to that order (None: raster)."""
-        query, key, value = (reorder(x, given, layout.order) for x in (query, key, value))
-        return reorder(self.run(query, key, value, layout, extra_mask), layout.order, given)
+        """Compute attention for tokens in `input_order` (None: raster); the result has the same order."""
+        query, key, value = (reorder(x, input_order, layout.order) for x in (query, key, value))
+        return reorder(self.run(query, key, value, layout, extra_mask), layout.order, input_order)
 
 
 class AnyOrder(Backend):
-    """A way that takes tokens in any order as they are: it says how in `run_from`."""
+    """A backend that handles any token order without reordering; subclasses implement `run_from`."""
 
     def run(
         self,
@@ -97,23 +97,23 @@ def dense(
     value: Float[Tensor, "b h k d"],
     mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "b h q d"]:
-    """Dense attention through diffusers' dispatcher, by the backend that is set there (SDPA, flash, xformers, ...)."""
+    """Dense attention through diffusers' dispatcher, with the backend set there (SDPA, flash, xformers, ...)."""
     arranged = (x.transpose(1, 2) for x in (query, key, value))
     return dispatch_attention_fn(*arranged, attn_mask=mask).transpose(1, 2)
 
 
 def check_extra_mask(extra_mask: Tensor, num_clips: int, num_extra_tokens: int) -> None:
-    """Raises an error where a mask is not ``(num_clips, num_extra_tokens)`` of booleans.
+    """Validate a mask of extra tokens.
 
     Raises:
-        KinemaError: so it is. Numbers would be added to scores.
+        KinemaError: the mask is not of shape ``(num_clips, num_extra_tokens)``, or not boolean.
     """
     if extra_mask.shape != (num_clips, num_extra_tokens):
         raise KinemaError(
             f"`extra_mask` (of shape {tuple(extra_mask.shape)}) must be ({num_clips} clips, {num_extra_tokens} tokens)"
         )
     if extra_mask.dtype != torch.bool:
-        raise KinemaError(f"`extra_mask` (of {extra_mask.dtype}) must be of torch.bool: true for tokens that exist")
+        raise KinemaError(f"`extra_mask` (of {extra_mask.dtype}) must be of torch.bool: true for tokens to attend to")
 
 
 Made = TypeVar("Made")
@@ -121,12 +121,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class _Kept(Generic[Made]):
-    """Something made for a call, and the mask of extra tokens that it was made for.
+    """A cached value and the mask of extra tokens that it was made for.
 
     Attributes:
-        made: what was made.
-        memory: the tensor that has the mask's memory, while it lives.
-        view: where the mask stands in it, and how often it was written to.
+        made: the value.
+        memory: returns the tensor that owns the mask's memory, or None if it was freed.
+        view: offset, shape and strides of the mask in that memory, and its version counter.
     """
 
     made: Made
@@ -135,21 +135,21 @@ class _Kept(Generic[Made]):
 
 
 class CallCache(Generic[Made]):
-    """What a backend worked out for a layout, for the next call of the same kind; it lasts as long as the layout.
+    """Cache of a backend's preparations by layout and kind of call; entries live as long as the layout.
 
-    Masks of extra tokens are told apart by identity, and by whether they were written to: the blocks of a transformer
-    get the same one, one after the other, and looking at its values would make the host wait for the device.
+    Masks of extra tokens are compared by identity and version counter: the blocks of a transformer share one mask, and
+    comparing values would synchronise with the device.
 
     Args:
-        most: kinds of calls that are kept for a layout, the newest ones.
+        max_calls: kinds of calls to keep per layout; the oldest are dropped.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
         self._kept: WeakKeyDictionary[BlockLayout, dict[tuple[Any, ...], _Kept[Made]]] = WeakKeyDictionary()
 
     def get(self, layout: BlockLayout, call: tuple[Any, ...], extra_mask: Tensor | None) -> Made | None:
-        """What was kept for a call like this one; None: nothing."""
+        """Return the cached value for this kind of call, or None."""
         kept = self._kept.get(layout, {}).get(call)
         if kept is None or (extra_mask is not None and extra_mask.is_inference()):
             return None
@@ -157,19 +157,19 @@ class CallCache(Generic[Made]):
         return kept.made if kept.memory() is memory and kept.view == view else None
 
     def put(self, layout: BlockLayout, call: tuple[Any, ...], extra_mask: Tensor | None, made: Made) -> None:
-        """Keeps something for the next call like this one."""
+        """Cache a value for this kind of call."""
         if extra_mask is not None and extra_mask.is_inference():
-            return  # such tensors do not tell whether they were written to
+            return  # inference tensors have no version counter
         calls = self._kept.setdefault(layout, {})
         calls.pop(call, None)
         memory, view = _view_of(extra_mask)
         calls[call] = _Kept(made, (lambda: None) if memory is None else ref(memory), view)
-        for other in list(calls)[: -self._most]:  # other threads may do the same
+        for other in list(calls)[: -self._max_calls]:  # another thread may have removed it already
             calls.pop(other, None)
 
 
 def _view_of(mask: Tensor | None) -> tuple[Tensor | None, tuple[Any, ...]]:
-    """The tensor that has a mask's memory (blocks may slice the same one anew), and where the mask stands in it."""
+    """Return the tensor that owns a mask's memory (each block may make a new slice of it), and the view parameters."""
     if mask is None:
         return None, ()
     memory = mask if mask._base is None else mask._base
@@ -179,7 +179,7 @@ def _view_of(mask: Tensor | None) -> tuple[Tensor | None, tuple[Any, ...]]:
 def key_mask(
     order: TokenOrder | None, query: Float[Tensor, "b h n d"], extra_mask: Bool[Tensor, "b e"] | None
 ) -> Bool[Tensor, "b n"] | None:
-    """Which slots of an order (None: raster) and extra tokens exist as keys; None: all of them."""
+    """Return which slots of an order (None: raster) and extra tokens are valid keys; None: all."""
     valid = None if order is None or not order.is_ragged else order.to(query.device).valid
     if valid is None and extra_mask is None:
         return None
@@ -199,7 +199,7 @@ def attend_extra(
     num_video: int,
     extra_mask: Bool[Tensor, "b e"] | None,
 ) -> Float[Tensor, "b h e d"]:
-    """What extra tokens, from place `num_video` on, see: everything."""
+    """Compute attention of the extra tokens (from index `num_video`) to all tokens."""
     mask = key_mask(order, query, extra_mask)
     mask = None if mask is None else mask[:, None, None, :]
     return dense(query[:, :, num_video:], key, value, mask)

@@ -1,7 +1,7 @@
-"""Backends that make dense calls: with a mask of all tokens (the reference), and part by part.
+"""Backends that call dense attention: with a mask of all token pairs (the reference), unmasked, or per partition.
 
-Shapes: b batch, h heads, s slots and extra tokens, n tokens of any order and extra tokens, d head width, e extra
-tokens.
+Shapes: b batch, h heads, s slots followed by extra tokens, n tokens in any order followed by extra tokens, d head
+width, e extra tokens.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ from kinema.generation.attention.layout import BlockLayout
 
 
 class Masked(Backend):
-    """Dense attention with a mask of all pairs: the reference. It costs what dense attention costs, and more memory."""
+    """Dense attention with a mask of all token pairs: the reference. As slow as dense attention."""
 
     name: ClassVar[str] = "masked"
 
@@ -49,33 +49,33 @@ class Masked(Backend):
 
 
 class Dense(AnyOrder):
-    """Full attention: one dense call, without a mask where no tile is ragged."""
+    """Full attention: one dense call, with a mask only if slots are unused or extra tokens are masked."""
 
     name: ClassVar[str] = "dense"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
-        return None if layout.is_full else "it runs only patterns in which every token sees all"
+        return None if layout.is_full else "it supports only full attention"
 
     def run_from(
         self,
-        given: TokenOrder | None,
+        input_order: TokenOrder | None,
         query: Float[Tensor, "b h n d"],
         key: Float[Tensor, "b h n d"],
         value: Float[Tensor, "b h n d"],
         layout: BlockLayout,
         extra_mask: Bool[Tensor, "b e"] | None = None,
     ) -> Float[Tensor, "b h n d"]:
-        keys = key_mask(given, query, extra_mask)  # all see all in any order
+        keys = key_mask(input_order, query, extra_mask)  # full attention does not depend on the order
         return dense(query, key, value, None if keys is None else keys[:, None, None, :])
 
 
 class Parts(Backend):
-    """Patterns that cut the grid into parts (frames, places, windows): a reshape, and dense attention in each part."""
+    """Patterns that divide the grid into parts (frames, pixels over time, windows): dense attention in each part."""
 
     name: ClassVar[str] = "parts"
 
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
-        return None if layout.is_block_diagonal else "it runs only patterns that cut the grid into parts"
+        return None if layout.is_block_diagonal else "it supports only patterns that divide the grid into parts"
 
     def run(
         self,
@@ -90,19 +90,19 @@ class Parts(Backend):
         slots, tiles, size = order.num_slots, order.num_tiles, order.tile_size
 
         def parts(x: Float[Tensor, "b h s d"], with_extra: bool) -> Float[Tensor, "b_tiles h m d"]:
-            own = x[:, :, :slots].unflatten(2, (tiles, size)).transpose(1, 2)
+            video = x[:, :, :slots].unflatten(2, (tiles, size)).transpose(1, 2)
             if with_extra and x.shape[2] > slots:
                 extra = x[:, None, :, slots:].expand(-1, tiles, -1, -1, -1)
-                own = torch.cat((own, extra), dim=3)
-            # Contiguous: in bfloat16 on CUDA, with 77 extra tokens, gradients of strided parts were seen to be wrong.
-            return own.flatten(0, 1).contiguous()
+                video = torch.cat((video, extra), dim=3)
+            # Contiguous, because gradients of strided parts were wrong in bfloat16 on CUDA with 77 extra tokens.
+            return video.flatten(0, 1).contiguous()
 
         mask = None
         keys = key_mask(layout.order, query, extra_mask)
         if keys is not None:
-            own = keys[:, :slots].unflatten(1, (tiles, size))
+            video = keys[:, :slots].unflatten(1, (tiles, size))
             extra = keys[:, None, slots:].expand(-1, tiles, -1)
-            mask = torch.cat((own, extra), dim=2).flatten(0, 1)[:, None, None, :]
+            mask = torch.cat((video, extra), dim=2).flatten(0, 1)[:, None, None, :]
         out = dense(parts(query, False), parts(key, True), parts(value, True), mask)
         out = out.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, slots, width)
         if query.shape[2] == slots:

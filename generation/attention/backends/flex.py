@@ -1,6 +1,6 @@
-"""FlexAttention (torch.nn.attention.flex_attention), compiled: on CUDA forward and backward, on a CPU forward.
+"""Compiled FlexAttention (torch.nn.attention.flex_attention): forward and backward on CUDA, forward only on a CPU.
 
-Shapes: b batch, h heads, s slots and extra tokens, d head width, e extra tokens, t tiles, x tiles of extra tokens.
+Shapes: b batch, h heads, s slots followed by extra tokens, d head width, e extra tokens.
 """
 
 import functools
@@ -20,23 +20,23 @@ from kinema.generation.attention.backends.base import Backend, BackendFailed, Ca
 from kinema.generation.attention.backends.gather import Gather
 from kinema.generation.attention.layout import BlockLayout
 from kinema.loading import one_line
-from kinema.machine import lasting, missing_compiler
+from kinema.machine import inference_mode_disabled, missing_compiler
 
 logger = logging.getLogger(__name__)
 
 _CHECK_LIMIT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Differences from gathering up to which a CPU kernel counts as right, for values of about 1."""
+"""Largest difference from the gather backend that is accepted of a CPU kernel, relative to the largest value."""
 
 _checked: dict[tuple[Any, ...], float] = {}
-"""The differences of the CPU kernels of this process, by what they were compiled for and ran on."""
+"""Measured differences of CPU kernels in this process, by kind of call."""
 
 
 class Flex(Backend):
-    """Compiled FlexAttention with a block mask made of the layout's lists: tiles seen wholly have no mask function.
+    """Compiled FlexAttention with a block mask made from the layout.
 
-    Compiled once for a kind of mask, head width and type; lengths are dynamic, which may take one compilation more. On
-    Hopper and later, FlashAttention's kernels run it where its package is installed. On a CPU each new shape is run
-    twice, here and by gathering, and refused for good where the results differ: torch 2.15's kernels are wrong for some
+    Compiled once per kind of mask, head width and dtype; lengths are dynamic, which may cause one more compilation. On
+    Hopper and later GPUs, FlashAttention's kernels are used if installed. On a CPU, the first call with each shape is
+    compared with the gather backend, and the shape is rejected if results differ: some kernels of torch 2.15 are wrong
     (docs/decisions.md).
     """
 
@@ -45,7 +45,7 @@ class Flex(Backend):
     def missing(self, layout: BlockLayout, query: Tensor) -> str | None:
         if query.is_cuda:
             size = layout.order.tile_size
-            return None if size % 16 == 0 else f"tiles of {size} tokens: CUDA kernels need a multiple of 16"
+            return None if size % 16 == 0 else f"tiles have {size} tokens, and CUDA kernels need a multiple of 16"
         if query.device.type != "cpu":
             return f"it runs on cuda and cpu, not on {query.device.type}"
         if query.dtype not in _CHECK_LIMIT:
@@ -55,11 +55,7 @@ class Flex(Backend):
         return missing_compiler(query.device)
 
     def slower(self, query: Tensor) -> str | None:
-        return (
-            None
-            if query.is_cuda
-            else "gathering needs no compilation on a CPU, and was faster where both were measured"
-        )
+        return None if query.is_cuda else "on a CPU, gather needs no compilation and was faster in all measurements"
 
     def run(
         self,
@@ -102,23 +98,23 @@ def _run(
 ) -> Float[Tensor, "b h s d"]:
     length, size = query.shape[2], layout.order.tile_size
     block_mask = _block_mask(layout, query, extra_mask)
-    behind = -length % size
-    padded = [pad(x, (0, 0, 0, behind)) if behind else x for x in (query, key, value)]
-    *fast, plain = kernel_options(query)
+    padding = -length % size
+    padded = [pad(x, (0, 0, 0, padding)) if padding else x for x in (query, key, value)]
+    *fast, default = kernel_options(query)
     for options in fast:
         try:
             return _compiled()(*padded, block_mask=block_mask, kernel_options=options)[:, :, :length]
-        except RuntimeError as error:  # what compilation and kernels raise
-            _say_slow(str(options), one_line(error))
+        except RuntimeError as error:  # raised by compilation and by kernels
+            _log_fallback_once(str(options), one_line(error))
     try:
-        return _compiled()(*padded, block_mask=block_mask, kernel_options=plain)[:, :, :length]
-    except TorchDynamoException as error:  # inductor's errors are of this kind
+        return _compiled()(*padded, block_mask=block_mask, kernel_options=default)[:, :, :length]
+    except TorchDynamoException as error:  # the base class of inductor's errors
         reason = next((line for line in str(error).splitlines() if "error" in line), type(error).__name__)
         raise BackendFailed(f"`backend` (=flex) could not be compiled for this: {reason.strip()[:300]}") from error
 
 
 def kernel_options(query: Tensor) -> list[dict[str, Any]]:
-    """Options of kernels to try, the fastest first; the last ones are torch's own, which run everywhere."""
+    """Return kernel options to try, fastest first; the last are torch's defaults, which run everywhere."""
     is_hopper = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0)
     flash = [{"BACKEND": "FLASH"}] if is_hopper and _has_flash() else []
     return [*flash, {}]
@@ -133,7 +129,7 @@ def _has_flash() -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _say_slow(options: str, reason: str) -> None:
+def _log_fallback_once(options: str, reason: str) -> None:
     logger.warning("FlexAttention's kernels %s failed, torch's own run instead: %s", options, reason)
 
 
@@ -143,17 +139,17 @@ def _compiled() -> Callable[..., Any]:
 
 
 _block_masks: CallCache[BlockMask] = CallCache(4)
-"""Block masks of layouts that are in use: to make one sorts tables of tiles."""
+"""Cached block masks: making one sorts tables of tile pairs."""
 
 
 def _block_mask(
     layout: BlockLayout, query: Float[Tensor, "b h s d"], extra_mask: Bool[Tensor, "b e"] | None
 ) -> BlockMask:
-    """The layout with its extra tokens as tiles behind the others, in FlexAttention's terms; made once."""
+    """Convert the layout to FlexAttention's block mask, with extra tokens as additional tiles at the end. Cached."""
     call = (query.device, query.shape[2], None if extra_mask is None else len(query))
     made = _block_masks.get(layout, call, extra_mask)
     if made is None:
-        with lasting():
+        with inference_mode_disabled():
             made = _make_block_mask(layout, query, extra_mask)
         _block_masks.put(layout, call, extra_mask, made)
     return made
@@ -164,16 +160,16 @@ def _make_block_mask(
 ) -> BlockMask:
     order, device = layout.order.to(query.device), query.device
     length, tiles, size = query.shape[2], order.num_tiles, order.tile_size
-    more = -(-(length - order.num_slots) // size)
+    extra_tiles = -(-(length - order.num_slots) // size)
     batch = len(query) if extra_mask is not None else layout.indices.shape[0]
     seen, whole = (table.to(device).expand(batch, -1, -1, -1) for table in layout.seen())
-    seen, whole = (pad(table, (0, more, 0, more), value=True) for table in (seen, whole))
+    seen, whole = (pad(table, (0, extra_tiles, 0, extra_tiles), value=True) for table in (seen, whole))
     keys = key_mask(layout.order, query, extra_mask)
     if keys is None:
         keys = torch.ones(1, length, dtype=torch.bool, device=device)
-    keys = pad(keys, (0, (tiles + more) * size - length))
-    everything_there = keys.unflatten(1, (-1, size)).all(2)
-    whole = whole & everything_there[:, None, None, :]
+    keys = pad(keys, (0, (tiles + extra_tiles) * size - length))
+    all_valid = keys.unflatten(1, (-1, size)).all(2)
+    whole = whole & all_valid[:, None, None, :]
     partial = seen & ~whole
     lists = [_lists(table) for table in (partial, whole)]
     mask = _mask_function(layout, keys)
@@ -186,25 +182,25 @@ def _lists(table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mask_function(layout: BlockLayout, keys: Tensor) -> Callable[..., Tensor]:
-    """What is seen within tiles that are seen in part, or of which slots are empty."""
-    clips = layout.indices.shape[0] > 1
+    """Return the mask function for partial tiles and for tiles with unused slots."""
+    has_batch = layout.indices.shape[0] > 1
     slots, size, heads = layout.order.num_slots, layout.order.tile_size, layout.num_heads
     tokens = pad(layout.order.to(keys.device).tokens, (0, keys.shape[1] - slots))
-    many = len(keys) > 1
+    keys_have_batch = len(keys) > 1
 
     def exists(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return keys[b if many else 0, k]
+        return keys[b if keys_have_batch else 0, k]
 
     if layout.mask is None:
         return exists
-    see = layout.mask
-    # Tiles that were seen wholly may be here for their empty slots.
+    token_mask = layout.mask
+    # Full tiles of the layout are partial here if some of their slots are unused.
     planned = layout.seen()[1].to(keys.device)
     planned = pad(planned, (0, (keys.shape[1] - slots) // size, 0, (keys.shape[1] - slots) // size), value=True)
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        head = b * heads + h if clips else h
+        head = b * heads + h if has_batch else h
         table = planned[b if planned.shape[0] > 1 else 0, h if planned.shape[1] > 1 else 0, q // size, k // size]
-        return (table | see(head, tokens[q], tokens[k])) & keys[b if many else 0, k]
+        return (table | token_mask(head, tokens[q], tokens[k])) & keys[b if keys_have_batch else 0, k]
 
     return sees

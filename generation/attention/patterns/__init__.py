@@ -1,4 +1,4 @@
-"""Attention patterns: which video tokens see which. A new one is a file and a line in `PATTERNS`."""
+"""Attention patterns: which video tokens attend to which. To add one, add a file and a line in `PATTERNS`."""
 
 from kinema.generation.attention.patterns.bands import Band, SpatialTemporalHeads
 from kinema.generation.attention.patterns.base import Density, Pattern, StaticPattern
@@ -29,7 +29,7 @@ PATTERNS: dict[str, tuple[type[Pattern], str]] = {
         (BlockCausal, "chunk"),
     )
 }
-"""Patterns by name, with the setting that text may give without its name (`sliding-tile:3x3x1`)."""
+"""Patterns by name, each with its main setting, whose name may be omitted in text (`sliding-tile:3x3x1`)."""
 
 __all__ = [
     "PATTERNS",

@@ -1,4 +1,4 @@
-"""Spatial and temporal heads, chosen by a look at the queries and keys (Sparse VideoGen, arXiv 2502.01776).
+"""Spatial and temporal heads, chosen from queries and keys (Sparse VideoGen, arXiv 2502.01776).
 
 Shapes: b batch, h heads, n tokens, s slots, q tiles, d head width, r sampled rows.
 """
@@ -19,28 +19,28 @@ from kinema.generation.attention.patterns.dynamic import DynamicPattern
 
 def _check(width: float, tile: tuple[int, ...]) -> None:
     if not 0 < width <= 1:
-        raise KinemaError(f"`width` (={width}) must lie above 0 and up to 1")
+        raise KinemaError(f"`width` (={width}) must be above 0 and at most 1")
     is_pair = isinstance(tile, tuple) and len(tile) == 2
     if not is_pair or not all(isinstance(x, int) and x >= 1 for x in tile):
         raise KinemaError(
-            f"`tile` (={tile!r}) must be a tuple of two integers of at least 1: latent steps, places in a frame"
+            f"`tile` (={tile!r}) must be a tuple of two integers of at least 1: latent steps, positions in a frame"
         )
 
 
 @dataclass(frozen=True)
 class Band(StaticPattern):
-    """A token sees those within a distance in the list of tokens, and the first frame.
+    """Each token attends to a band around its position in a list of all tokens, and to the first frame.
 
-    The list of a spatial head is frame after frame, so that a token sees its frame and those around it; that of a
-    temporal head is place after place, so that it sees what is near it in the frame, at all times.
+    For spatial heads the list is ordered frame by frame, so that a token attends to its frame and adjacent ones; for
+    temporal heads position by position, so that it attends to nearby positions in all frames.
 
     Args:
         axis: `spatial` or `temporal`.
-        width: tokens to either side, as a share of all.
-        tile: latent steps and places (row by row) of a tile.
+        width: band width to either side, as a share of all tokens.
+        tile: tile size in latent steps and raster-ordered positions of a frame.
 
     Raises:
-        KinemaError: a value is out of its range.
+        KinemaError: a setting is out of range.
     """
 
     name: ClassVar[str] = "band"
@@ -55,8 +55,8 @@ class Band(StaticPattern):
 
     def order(self, grid: Grid) -> TokenOrder:
         frame = grid.h * grid.w
-        steps, places = (min(length, n) for length, n in zip(self.tile, (grid.t, frame), strict=True))
-        return token_order(grid, (grid.t, frame), (runs(grid.t, steps), runs(frame, places)))
+        steps, positions = (min(length, n) for length, n in zip(self.tile, (grid.t, frame), strict=True))
+        return token_order(grid, (grid.t, frame), (runs(grid.t, steps), runs(frame, positions)))
 
     def _reach(self, grid: Grid) -> int:
         return int(self.width * grid.num_tokens)
@@ -65,26 +65,26 @@ class Band(StaticPattern):
         frame, reach = grid.h * grid.w, self._reach(grid)
 
         def sees(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            places = query, key
+            positions = query, key
             if self.axis == "temporal":
-                places = tuple(x % frame * grid.t + x // frame for x in places)
-            return ((places[0] - places[1]).abs() <= reach) | (key < frame)
+                positions = tuple(x % frame * grid.t + x // frame for x in positions)
+            return ((positions[0] - positions[1]).abs() <= reach) | (key < frame)
 
         return sees
 
     def tables(self, grid: Grid) -> tuple[Tensor, Tensor]:
         frame, reach = grid.h * grid.w, self._reach(grid)
-        steps, places = (
+        steps, positions = (
             torch.tensor([(run[0], run[-1]) for run in runs(n, min(length, n))])
             for length, n in zip(self.tile, (grid.t, frame), strict=True)
         )
-        # A difference of lists' places is outer · size + inner, outer and inner of the ranges that tiles leave them.
-        outer, inner, size = (steps, places, frame) if self.axis == "spatial" else (places, steps, grid.t)
+        # The distance in the list is outer · size + inner; tiles bound both to ranges.
+        outer, inner, size = (steps, positions, frame) if self.axis == "spatial" else (positions, steps, grid.t)
         (outer_low, outer_high), (inner_low, inner_high) = _differences(outer), _differences(inner)
         shape = (len(outer), len(inner), len(outer), len(inner))
         low, high = outer_low[:, None, :, None], outer_high[:, None, :, None]
         below, above = inner_low[None, :, None, :], inner_high[None, :, None, :]
-        # |inner| < size: the nearest pair has the least |outer|, or the one beside it.
+        # |inner| < size, so the nearest pair has the smallest |outer| or the next one.
         nearest = torch.full(shape, torch.iinfo(torch.long).max)
         for step in (-1, 0, 1):
             near = torch.zeros_like(low).maximum(low).minimum(high) + step
@@ -103,30 +103,30 @@ class Band(StaticPattern):
 
     def num_pairs(self, grid: Grid) -> list[int]:
         n, reach = grid.num_tokens, self._reach(grid)
-        # The first frame is seen by all: besides the band, by those too far from its places in the list.
+        # All tokens attend to the first frame: add the pairs that are not in the band.
         first = torch.arange(grid.h * grid.w) * (1 if self.axis == "spatial" else grid.t)
         near = (first + reach).clamp_max(n - 1) - (first - reach).clamp_min(0) + 1
         return [band_pairs(n, reach) + int((n - near).sum())]
 
 
 def _differences(bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest difference between members of two ranges, for all pairs."""
+    """Return the smallest and largest difference between members of two ranges, for all pairs of ranges."""
     first, last = bounds.unbind(1)
     return first[:, None] - last, last[:, None] - first
 
 
 @dataclass(frozen=True)
 class SpatialTemporalHeads(DynamicPattern):
-    """Each head of each clip is spatial or temporal, whichever comes nearer to dense attention for a sample of queries.
+    """Each head of each clip is spatial or temporal, whichever is closer to dense attention on sampled queries.
 
     Args:
-        width: tokens to either side of a band, as a share of all; see `Band`.
-        num_rows: queries sampled.
-        tile: latent steps and places of a tile.
-        seed: of the sample.
+        width: band width to either side, as a share of all tokens; see `Band`.
+        num_rows: number of sampled queries.
+        tile: tile size in latent steps and positions of a frame.
+        seed: seed of the sample.
 
     Raises:
-        KinemaError: a value is out of its range.
+        KinemaError: a setting is out of range.
     """
 
     name: ClassVar[str] = "spatial-temporal-heads"
@@ -141,7 +141,7 @@ class SpatialTemporalHeads(DynamicPattern):
 
     @property
     def candidates(self) -> tuple[Band, Band]:
-        """The spatial and the temporal head."""
+        """The spatial and the temporal band."""
         return Band("spatial", self.width, self.tile), Band("temporal", self.width, self.tile)
 
     def order(self, grid: Grid) -> TokenOrder:
@@ -184,8 +184,8 @@ class SpatialTemporalHeads(DynamicPattern):
         key: Float[Tensor, "b h n d"],
         value: Float[Tensor, "b h n d"] | None = None,
     ) -> Bool[Tensor, "b h"]:
-        """Which heads are temporal: those whose sampled outputs (without `value`: attention weights) come nearer to
-        dense attention's in squared error with the temporal band than with the spatial one."""
+        """Return which heads are temporal: those for which the temporal band has the smaller squared error to dense
+        attention, on sampled outputs (without `value`: attention weights)."""
         rows = torch.randperm(grid.num_tokens, generator=torch.Generator().manual_seed(self.seed))[: self.num_rows]
         rows, tokens = rows.to(query.device), torch.arange(grid.num_tokens, device=query.device)
         scores = query[:, :, rows].float() @ key.float().mT * query.shape[-1] ** -0.5

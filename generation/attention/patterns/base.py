@@ -1,6 +1,6 @@
-"""What a pattern is.
+"""Base classes of attention patterns.
 
-Shapes: b batch, h heads, n tokens of the grid and extra tokens behind them, d head width, q tiles.
+Shapes: b batch, h heads, n video tokens followed by extra tokens, d head width, q tiles.
 """
 
 from abc import ABC, abstractmethod
@@ -15,27 +15,26 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout, TokenMask, layout_from_tables
-from kinema.machine import lasting
+from kinema.machine import inference_mode_disabled
 
-_CHUNK = 2**24  # pairs of tokens looked at at once
+_CHUNK = 2**24  # token pairs that are counted at once
 
 
-def everything(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """The mask that hides nothing."""
+def all_visible(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Token mask in which every query attends to every key."""
     return torch.ones((), dtype=torch.bool, device=query.device).expand(torch.broadcast_shapes(query.shape, key.shape))
 
 
 @dataclass(frozen=True)
 class Density:
-    """How much of all pairs of tokens heads see.
+    """The fraction of token pairs that a head attends to and that backends compute.
 
     Attributes:
-        heads: which heads: `all`, or a head's number.
-        density: share of all pairs of tokens that is seen.
-        tile_density: what backends compute, over what dense attention computes: tiles of which a part is seen count
-            wholly, and so do the empty slots of ragged tiles. It may exceed 1. Gathering computes more for tiles seen
-            in part, where rows that neighbours share are faster all the same.
-        is_exact: false where queries and keys decide: then both are the most that it can be.
+        heads: `all`, or the index of a head.
+        density: fraction of all token pairs that attend.
+        tile_density: computed pairs relative to dense attention; partial tiles and unused slots count fully, so that
+            it may exceed 1. The gather backend may compute more, where larger rows are faster.
+        is_exact: false if the pattern depends on queries and keys; both densities are then upper bounds.
     """
 
     heads: str
@@ -44,21 +43,21 @@ class Density:
     is_exact: bool = True
 
 
-_LONGEST = 80  # characters of a pattern in a message
+_MAX_TEXT = 80  # characters of a pattern in an error message
 
 
 class Pattern(ABC):
-    """Which tokens see which, on any grid. A piece of data: a frozen dataclass with a few numbers.
+    """Defines which tokens attend to which on any grid. Subclasses are frozen dataclasses of a few settings.
 
     Attributes:
-        name: the name on the command line and in configs, for those in `PATTERNS`.
+        name: name on the command line and in configs, for patterns in `PATTERNS`.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def order(self, grid: Grid) -> TokenOrder:
-        """The order of the tokens in which what a token sees lies together."""
+        """Return the token order of the pattern: tokens that attend to each other are next to each other."""
 
     @abstractmethod
     def plan(
@@ -71,65 +70,71 @@ class Pattern(ABC):
         step: int | None = None,
         value: Tensor | None = None,
     ) -> BlockLayout:
-        """Plans which key tiles each query tile sees.
+        """Return the layout: which key tiles each query tile attends to.
 
         Args:
-            grid: the grid.
-            num_heads: heads.
-            num_extra_tokens: tokens behind those of the grid; they see and are seen by all.
-            query: queries ``(b, h, n, d)`` in raster order, for a dynamic pattern.
-            key: keys likewise.
-            step: the denoising step, for a pattern that changes with it.
-            value: values likewise, where a pattern judges by outputs; without them it judges by attention weights.
+            grid: the grid of video tokens.
+            num_heads: number of heads.
+            num_extra_tokens: number of extra tokens, which attend to all and are attended to by all.
+            query: queries ``(b, h, n, d)`` in raster order; required by dynamic patterns.
+            key: keys, same shape; required by dynamic patterns.
+            step: the denoising step, for patterns that depend on it.
+            value: values, same shape; patterns that compare attention outputs compare attention weights without them.
 
         Raises:
-            KinemaError: the pattern cannot be on this grid or with these heads, or a dynamic one lacks queries or keys.
+            KinemaError: the pattern does not support this grid or number of heads, or `query` or `key` is missing.
         """
 
     @abstractmethod
     def densities(self, grid: Grid) -> tuple[Density, ...]:
-        """How much each head sees, without a look at queries and keys; one for all where they are alike."""
+        """Return the density of each head, or a single one if all heads are alike; independent of queries and keys."""
 
     @property
     def num_heads(self) -> int | None:
-        """Heads that the pattern is for; None: any number."""
+        """Number of heads that the pattern requires; None: any number."""
         return None
 
     def of_heads(self, heads: slice) -> "Pattern":
-        """The pattern of some of the heads, where they are computed apart from the others.
+        """Return the pattern for a subset of the heads, for context parallelism.
 
         Raises:
-            KinemaError: the pattern is for a number of heads, and does not say what each of them sees.
+            KinemaError: the pattern differs between heads and does not implement this method.
         """
         if self.num_heads is not None:
-            raise KinemaError(f"`pattern` (={self.name}) must have `of_heads` for heads that are computed apart")
+            raise KinemaError(
+                f"`pattern` (={self.name}) must implement `of_heads` to compute heads in several processes"
+            )
         return self
 
     def check_heads(self, num_heads: int) -> None:
-        """Raises an error where the pattern is for another number of heads."""
+        """Validate the number of heads.
+
+        Raises:
+            KinemaError: `num_heads` is below 1, or the pattern requires another number.
+        """
         if num_heads < 1:
             raise KinemaError(f"`num_heads` (={num_heads}) must be at least 1")
         if self.num_heads not in (None, num_heads):
-            from kinema.generation.attention.text import pattern_text  # which knows all patterns
+            from kinema.generation.attention.text import pattern_text  # imports all patterns
 
             pattern: Any = self
             text = pattern_text(pattern)
-            text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+            text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
             raise KinemaError(
                 f"`pattern` (={text}) is for {self.num_heads} heads, and must be for as many as there are: {num_heads}"
             )
 
 
 class StaticPattern(Pattern):
-    """A pattern that the grid alone decides."""
+    """A pattern that depends on the grid alone, not on queries and keys."""
 
     @abstractmethod
     def sees(self, grid: Grid) -> TokenMask:
-        """The definition: whether a query sees a key, by (head, query token, key token) in raster order."""
+        """Return the token mask that defines the pattern, as a function of (head, query token, key token)."""
 
     @abstractmethod
     def tables(self, grid: Grid) -> tuple[Bool[Tensor, "h q q"], Bool[Tensor, "h q q"] | None]:
-        """Pairs of tiles of which something is seen, and all (None: the same); one head for all heads alike."""
+        """Return tables of tile pairs that attend at all, and fully (None: the same); one head if all are alike."""
 
     def plan(
         self,
@@ -145,13 +150,13 @@ class StaticPattern(Pattern):
         return _static_plan(self, grid, num_heads, num_extra_tokens)
 
     def mask(self, grid: Grid, head: int = 0) -> Bool[Tensor, "n n"]:
-        """What each query (row) sees, tokens in raster order: the reference that backends are checked against."""
+        """Return the mask of all token pairs (query, key) in raster order: the reference for testing backends."""
         tokens = torch.arange(grid.num_tokens)
         sees = self.sees(grid)
         return sees(torch.tensor(head), tokens[:, None], tokens[None, :]).expand(len(tokens), -1).clone()
 
     def density(self, grid: Grid) -> float:
-        """Share of all pairs of tokens that is seen, over all heads. Exact."""
+        """Return the fraction of all token pairs that attend, averaged over heads. Exact."""
         pairs = self.num_pairs(grid)
         return sum(pairs) / len(pairs) / grid.num_tokens**2
 
@@ -161,27 +166,27 @@ class StaticPattern(Pattern):
         names = [str(head) for head in range(len(pairs))] if self.num_heads is not None else ["all"]
         dense = grid.num_tokens**2
         return tuple(
-            Density(name, own / dense, computed / dense)
-            for name, own, computed in zip(names, pairs, slots.tolist(), strict=True)
+            Density(name, attended / dense, computed / dense)
+            for name, attended, computed in zip(names, pairs, slots.tolist(), strict=True)
         )
 
     def num_pairs(self, grid: Grid) -> list[int]:
-        """Pairs of tokens seen, for each head of `tables`. Exact.
+        """Return the number of token pairs that attend, for each head of `tables`. Exact.
 
-        Tiles seen in part are looked at token by token; a pattern that knows their numbers by arithmetic says so here.
+        Partial tiles are counted token by token; subclasses override this if they can compute the number directly.
         """
         order, (seen, whole) = self.order(grid), self.tables(grid)
         sizes = order.tiles_of(order.valid).sum(1).double()
-        # A head at a time: tables of numbers are eight times as large as tables of what is seen.
+        # One head at a time, because the tables become eight times as large in float64.
         pairs = [int(sizes @ (table.double() @ sizes)) for table in (seen if whole is None else whole)]
         if whole is not None:
             mask = self.sees(grid)
-            pairs = [own + _count(order, mask, seen[i] & ~whole[i], i) for i, own in enumerate(pairs)]
+            pairs = [n + _count(order, mask, seen[i] & ~whole[i], i) for i, n in enumerate(pairs)]
         return pairs
 
 
 def _count(order: TokenOrder, mask: TokenMask, partial: Bool[Tensor, "q q"], head: int) -> int:
-    """Pairs of tokens seen in pairs of tiles that are seen in part."""
+    """Count the token pairs that attend within partial tile pairs."""
     tokens, valid = order.tiles_of(order.tokens), order.tiles_of(order.valid)
     total = 0
     for pairs in partial.nonzero().split(max(_CHUNK // order.tile_size**2, 1)):
@@ -192,7 +197,7 @@ def _count(order: TokenOrder, mask: TokenMask, partial: Bool[Tensor, "q q"], hea
 
 
 def band_pairs(length: int, reach: int) -> int:
-    """Pairs of places in a list of `length` at most `reach` apart; none where `reach` is negative."""
+    """Count the pairs of positions in a list of `length` that are at most `reach` apart; 0 if `reach` is negative."""
     reach = min(reach, length - 1)
     # Each of the distances 1..reach occurs length - distance times, in either direction.
     return length + 2 * reach * length - reach * (reach + 1) if reach >= 0 else 0
@@ -200,7 +205,7 @@ def band_pairs(length: int, reach: int) -> int:
 
 @lru_cache(maxsize=256)
 def _static_plan(pattern: StaticPattern, grid: Grid, num_heads: int, num_extra_tokens: int) -> BlockLayout:
-    with lasting():
+    with inference_mode_disabled():
         seen, whole = pattern.tables(grid)
         mask = None if whole is None else pattern.sees(grid)
         whole = None if whole is None else whole[None]

@@ -1,4 +1,4 @@
-"""Block-causal attention in time with a sink, for streaming generation (CausVid 2412.07772, LongLive 2509.22622)."""
+"""Block-causal attention with a sink, for streaming generation (CausVid 2412.07772, LongLive 2509.22622)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,16 +13,16 @@ from kinema.generation.attention.patterns.base import StaticPattern
 
 @dataclass(frozen=True)
 class BlockCausal(StaticPattern):
-    """A token sees its chunk of latent steps, the `window` chunks before it, and the first `sink` chunks.
+    """Each token attends to its chunk of latent steps, the `window` chunks before it, and the first `sink` chunks.
 
     Args:
-        chunk: latent steps of a chunk.
-        window: chunks before its own that a token sees; None: all.
-        sink: first chunks that all later ones see.
-        tile: tokens (t, h, w) of a tile; tiles do not cross the border of a chunk.
+        chunk: latent time steps per chunk.
+        window: number of previous chunks to attend to; None: all.
+        sink: number of first chunks that all later chunks attend to.
+        tile: tile size in tokens (t, h, w); tiles do not cross chunk borders.
 
     Raises:
-        KinemaError: a number is out of its range.
+        KinemaError: a setting is out of range.
     """
 
     name: ClassVar[str] = "block-causal"
@@ -43,7 +43,7 @@ class BlockCausal(StaticPattern):
         return token_order(grid, grid.sizes, (self._steps(grid), height, width))
 
     def _steps(self, grid: Grid) -> Axis:
-        """Latent steps by tile: chunks, cut where they are longer than a tile."""
+        """Group latent steps by tile: chunks, split if longer than a tile."""
         chunks = runs(grid.t, self.chunk)
         length = self.tile[0]
         return tuple(chunk[i : i + length] for chunk in chunks for i in range(0, len(chunk), length))
@@ -57,8 +57,8 @@ class BlockCausal(StaticPattern):
 
     def tables(self, grid: Grid) -> tuple[Tensor, None]:
         chunks = torch.tensor([steps[0] // self.chunk for steps in self._steps(grid)])
-        places = self.order(grid).num_tiles // len(chunks)
-        chunks = chunks.repeat_interleave(places)
+        tiles_per_group = self.order(grid).num_tiles // len(chunks)
+        chunks = chunks.repeat_interleave(tiles_per_group)
         return self._chunks_see(chunks[:, None], chunks[None, :])[None], None
 
     def _chunks_see(self, query: Tensor, key: Tensor) -> Tensor:

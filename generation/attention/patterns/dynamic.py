@@ -1,4 +1,4 @@
-"""What dynamic patterns share: means of tiles, and tables of tiles chosen by scores.
+"""Base class and helpers of patterns that depend on queries and keys.
 
 Shapes: b batch, h heads, n tokens, s slots, q tiles, d head width.
 """
@@ -14,11 +14,11 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder
 from kinema.generation.attention.layout import BlockLayout
 from kinema.generation.attention.patterns.base import Pattern
-from kinema.machine import as_given
+from kinema.machine import autocast_disabled
 
 
 class DynamicPattern(Pattern):
-    """A pattern that looks at queries and keys."""
+    """A pattern that depends on queries and keys."""
 
     @abstractmethod
     def plan_slots(
@@ -30,7 +30,7 @@ class DynamicPattern(Pattern):
         step: int | None = None,
         value: Float[Tensor, "b h s d"] | None = None,
     ) -> BlockLayout:
-        """As `plan`, for queries and keys that are arranged already (extra tokens left out)."""
+        """Like `plan`, for tensors in the slots of `order`, without extra tokens."""
 
     @abstractmethod
     def mask(
@@ -41,7 +41,7 @@ class DynamicPattern(Pattern):
         step: int | None = None,
         value: Float[Tensor, "b h n d"] | None = None,
     ) -> Bool[Tensor, "b h n n"]:
-        """What each query (row) sees, tokens in raster order: the reference, written out without tiles' lists."""
+        """Return the mask of all token pairs (query, key) in raster order: a simple reference for testing."""
 
     def plan(
         self,
@@ -56,7 +56,7 @@ class DynamicPattern(Pattern):
         self.check_heads(num_heads)
         for name, x in (("query", query), ("key", key)):
             if x is None:
-                raise KinemaError(f"`{name}` (=None) must be given: the pattern '{self.name}' looks at it")
+                raise KinemaError(f"`{name}` (=None) must be given: the pattern '{self.name}' depends on it")
             if x.ndim != 4 or x.shape[1] != num_heads or x.shape[2] < grid.num_tokens:
                 raise KinemaError(
                     f"`{name}` (of shape {tuple(x.shape)}) must be (b, {num_heads} heads, at least {grid.num_tokens}"
@@ -68,26 +68,26 @@ class DynamicPattern(Pattern):
         n = grid.num_tokens
         query, key = (order.arrange(x[:, :, :n], dim=2) for x in (query, key))
         value = None if value is None else order.arrange(value[:, :, :n], dim=2)
-        with as_given(query.device):  # rounded scores have ties
+        with autocast_disabled(query.device):  # scores in a lower precision would tie
             return self.plan_slots(order, num_extra_tokens, query, key, step, value)
 
 
 def tile_means(x: Float[Tensor, "b h s d"], order: TokenOrder) -> Float[Tensor, "b h q d"]:
-    """Means of the tokens of each tile, in float32: ties of bfloat16 would favour the first tiles."""
+    """Return the mean of each tile's valid tokens, in float32: ties in bfloat16 would favour the first tiles."""
     order = order.to(x.device)
     valid = order.tiles_of(order.valid).float()
     tiles = x.unflatten(2, (order.num_tiles, order.tile_size))
     return torch.einsum("bhqsd,qs->bhqd", tiles.float(), valid) / valid.sum(1)[:, None]
 
 
-def pick(scores: Float[Tensor, "b h q q"], number: int) -> Bool[Tensor, "b h q q"]:
-    """The table of the `number` key tiles of the highest scores in each row."""
+def top_k_tiles(scores: Float[Tensor, "b h q q"], number: int) -> Bool[Tensor, "b h q q"]:
+    """Return a table of the `number` key tiles with the highest scores in each row."""
     number = min(number, scores.shape[-1])
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(number, dim=-1).indices, True)
 
 
-def tile_sets(order: TokenOrder) -> Sequence[Tensor]:
-    """Tokens of each tile, for references."""
+def tile_tokens(order: TokenOrder) -> Sequence[Tensor]:
+    """Return the tokens of each tile, for the reference masks."""
     return [
         tokens[valid] for tokens, valid in zip(order.tiles_of(order.tokens), order.tiles_of(order.valid), strict=True)
     ]

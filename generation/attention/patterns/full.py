@@ -1,4 +1,4 @@
-"""Dense attention as a pattern: every token sees every token."""
+"""Full attention as a pattern."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from kinema.generation.attention.grid import Grid, TokenOrder, tile_order
 from kinema.generation.attention.layout import TokenMask
-from kinema.generation.attention.patterns.base import StaticPattern, everything
+from kinema.generation.attention.patterns.base import StaticPattern, all_visible
 
 
 @dataclass(frozen=True)
 class Full(StaticPattern):
-    """Every token sees every token."""
+    """Every token attends to every token."""
 
     name: ClassVar[str] = "full"
 
@@ -21,7 +21,7 @@ class Full(StaticPattern):
         return tile_order(grid, grid.sizes)
 
     def sees(self, grid: Grid) -> TokenMask:
-        return everything
+        return all_visible
 
     def tables(self, grid: Grid) -> tuple[Tensor, None]:
         return torch.ones(1, 1, 1, dtype=torch.bool), None

@@ -1,4 +1,4 @@
-"""A pattern for each head."""
+"""A separate pattern for each head."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ from kinema.generation.attention.patterns.base import Density, Pattern, StaticPa
 
 @dataclass(frozen=True)
 class PerHead(StaticPattern):
-    """Static patterns, one for each head. Heads on different tiles run apart (`groups`).
+    """One static pattern per head. Heads with different tiles are computed separately (see `groups`).
 
     Args:
-        patterns: one for each head.
+        patterns: one pattern per head.
 
     Raises:
-        KinemaError: there is none, or a dynamic one, or one for several heads; for a plan: their tiles differ.
+        KinemaError: `patterns` is empty, or one is dynamic or for several heads; in `plan`: their tiles differ.
     """
 
     name: ClassVar[str] = "per-head"
@@ -30,7 +30,7 @@ class PerHead(StaticPattern):
 
     def __post_init__(self) -> None:
         if not isinstance(self.patterns, tuple) or not self.patterns:
-            raise KinemaError(f"`patterns` (={self.patterns!r}) must be a tuple with a pattern for each head")
+            raise KinemaError(f"`patterns` (={self.patterns!r}) must be a tuple with one pattern per head")
         for pattern in self.patterns:
             if not isinstance(pattern, StaticPattern):
                 raise KinemaError(f"`patterns` (with {pattern!r}) must be static")
@@ -49,15 +49,15 @@ class PerHead(StaticPattern):
         return PerHead(self.patterns[heads])
 
     def groups(self, grid: Grid) -> list[tuple[StaticPattern, list[int]]]:
-        """Patterns on the same tiles as one pattern, and the heads that have it; those with the most heads first."""
+        """Group heads by tiles; return each group's joint pattern and heads, largest group first."""
         heads: dict[TokenOrder, list[int]] = {}
         for head, pattern in enumerate(self.patterns):
             heads.setdefault(pattern.order(grid), []).append(head)
         groups: list[tuple[StaticPattern, list[int]]] = []
-        for own in sorted(heads.values(), key=len, reverse=True):
-            patterns = [self._static[head] for head in own]
-            is_one = len(set(patterns)) == 1 and patterns[0].num_heads in (None, len(own))
-            groups.append((patterns[0] if is_one else PerHead(tuple(patterns)), own))
+        for group in sorted(heads.values(), key=len, reverse=True):
+            patterns = [self._static[head] for head in group]
+            is_one = len(set(patterns)) == 1 and patterns[0].num_heads in (None, len(group))
+            groups.append((patterns[0] if is_one else PerHead(tuple(patterns)), group))
         return groups
 
     def order(self, grid: Grid) -> TokenOrder:
@@ -68,12 +68,12 @@ class PerHead(StaticPattern):
             if pattern.order(grid) is not self.patterns[0].order(grid):
                 raise KinemaError(
                     f"`patterns` (with {pattern!r}) must have the tiles of the first, {self.patterns[0]!r}, to be"
-                    " planned as one; plan its `groups`"
+                    " planned together; plan its `groups` instead"
                 )
 
     def densities(self, grid: Grid) -> tuple[Density, ...]:
-        own = (pattern.densities(grid)[0] for pattern in self.patterns)
-        return tuple(replace(density, heads=str(head)) for head, density in enumerate(own))
+        densities = (pattern.densities(grid)[0] for pattern in self.patterns)
+        return tuple(replace(density, heads=str(head)) for head, density in enumerate(densities))
 
     def sees(self, grid: Grid) -> TokenMask:
         masks = [pattern.sees(grid) for pattern in self._static]

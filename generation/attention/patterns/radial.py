@@ -1,4 +1,4 @@
-"""Radial attention (arXiv 2506.19852): a band around a token's place that narrows with the distance in time."""
+"""Radial attention (arXiv 2506.19852): a spatial band that narrows with the distance in time."""
 
 from dataclasses import dataclass
 from math import floor, inf
@@ -15,24 +15,25 @@ from kinema.generation.attention.patterns.base import StaticPattern, band_pairs
 
 @dataclass(frozen=True)
 class Radial(StaticPattern):
-    """A token sees a band around its place, which narrows with the distance in time.
+    """Each token attends to a band around its position, which narrows with the distance in time.
 
-    A token at place r of frame i sees place c of frame j, places counted row by row, where with d = |i - j|:
+    With d = |i - j| and L = 2^bits(tokens of a frame) / 2^bits(d), the token at index r of frame i attends to index c
+    of frame j if
 
-        d <= 1, or j = 0 (the first frame is seen by all)
-        or |r - c| <= max(L · decay, `min_width`), L = 2^bits(tokens of a frame) / 2^bits(d), of each frame whose
-        distance d is a multiple of int(`min_width` / L), where L < `min_width`
+        d <= 1, or j = 0 (all tokens attend to the first frame),
+        or |r - c| <= max(L · decay, `min_width`), where frames with L < `min_width` count only if d is a multiple of
+        int(`min_width` / L).
 
-    with bits(x) the length of x in binary (its public code). Blocks of a frame's tokens are seen in
-    part, exactly as this says.
+    Indices are in raster order within a frame; bits(x) is the number of binary digits of x, as in the public code.
+    The rule holds exactly, token by token.
 
     Args:
-        decay: width of the bands; published: 0.2 for Wan 2.1, 0.8 for Wan 2.2, 0.95 for HunyuanVideo.
-        min_width: the least width, in tokens to either side.
-        tile_size: tokens of a block, neighbours in a frame.
+        decay: relative width of the bands; published: 0.2 for Wan 2.1, 0.8 for Wan 2.2, 0.95 for HunyuanVideo.
+        min_width: minimum band width, in tokens to either side.
+        tile_size: tile size in consecutive tokens of a frame.
 
     Raises:
-        KinemaError: a number is not above 0.
+        KinemaError: a setting is not above 0.
     """
 
     name: ClassVar[str] = "radial"
@@ -51,7 +52,7 @@ class Radial(StaticPattern):
         return token_order(grid, (grid.t, frame), (runs(grid.t, 1), runs(frame, min(self.tile_size, frame))))
 
     def reach(self, grid: Grid) -> Tensor:
-        """Tokens to either side that are seen at a distance of 0, 1, ... frames; -1: none."""
+        """Return the band width to either side at distances of 0, 1, ... frames; -1: not attended to."""
         frame = grid.h * grid.w
         reach: list[int] = []
         for distance in range(grid.t):
@@ -85,6 +86,6 @@ class Radial(StaticPattern):
     def num_pairs(self, grid: Grid) -> list[int]:
         frame = grid.h * grid.w
         bands = [band_pairs(frame, int(reach)) for reach in self.reach(grid)]
-        # All frames see the first wholly.
+        # All frames attend to the first one fully.
         others = (bands[abs(query - key)] for query in range(grid.t) for key in range(1, grid.t))
         return [grid.t * frame**2 + sum(others)]

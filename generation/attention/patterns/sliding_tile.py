@@ -1,4 +1,4 @@
-"""Sliding tile attention (STA, arXiv 2502.04507): a tile of queries sees a window of whole tiles around it."""
+"""Sliding tile attention (STA, arXiv 2502.04507): each query tile attends to a window of tiles around it."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SlidingTile(StaticPattern):
-    """A tile of queries sees the window of tiles around it; at the border the window is moved inwards, so that every
-    tile sees the same number. A window longer than the grid is the grid's length.
+    """Each query tile attends to the window of tiles around it.
 
-    With c = clamp(query tile, k // 2, n - 1 - k // 2) for windows of k out of n tiles, a key tile is seen where
-    |c - key tile| <= k // 2 on all axes.
+    At the border of the grid the window is shifted inwards, so that all windows have the same size; windows larger
+    than the grid are clipped to it. With windows of k out of n tiles, a query tile attends to a key tile if
+    |c - key tile| <= k // 2 on all axes, where c = clamp(query tile, k // 2, n - 1 - k // 2).
 
     Args:
-        tile: tokens (t, h, w) of a tile.
-        window: tiles (t, h, w) of the window, odd numbers; or such a window for each head.
+        tile: tile size in tokens (t, h, w).
+        window: window size in tiles (t, h, w), odd numbers; or one window per head.
 
     Raises:
-        KinemaError: a number is below 1, or a window even.
+        KinemaError: a size is below 1, or a window size is even.
     """
 
     name: ClassVar[str] = "sliding-tile"
@@ -39,15 +39,17 @@ class SlidingTile(StaticPattern):
     def __post_init__(self) -> None:
         check_triple("tile", self.tile)
         if not self.windows:
-            raise KinemaError("`window` (=()) must be three odd integers, or three for each head")
+            raise KinemaError("`window` (=()) must be three odd integers, or three per head")
         for window in self.windows:
             check_triple("window", window)
             if any(length % 2 == 0 for length in window):
-                raise KinemaError(f"`window` (={window}) must be odd numbers of tiles: a tile stands in the middle")
+                raise KinemaError(
+                    f"`window` (={window}) must be odd numbers of tiles, so that the query tile is at the centre"
+                )
 
     @property
     def windows(self) -> tuple[tuple[int, ...], ...]:
-        """A window for each head, or one for all."""
+        """One window per head, or one for all heads."""
         if not self.window or isinstance(self.window[0], int):
             return (cast(tuple[int, ...], self.window),) if self.window else ()
         return cast(tuple[tuple[int, ...], ...], self.window)
@@ -64,22 +66,22 @@ class SlidingTile(StaticPattern):
 
     def sees(self, grid: Grid) -> TokenMask:
         numbers = self.order(grid).tile_grid
-        # (heads, axes): the reach to either side, and the number of tiles.
+        # (heads, axes): window sizes, clipped to the grid.
         windows = torch.tensor([[min(k, n) for k, n in zip(each, numbers, strict=True)] for each in self.windows])
 
         def sees(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             seen = torch.ones((), dtype=torch.bool, device=query.device)
-            own = windows.to(query.device)[head if len(windows) > 1 else torch.zeros_like(head)]
+            lengths = windows.to(query.device)[head if len(windows) > 1 else torch.zeros_like(head)]
             axes = zip(grid.positions(query), grid.positions(key), self.tile, numbers, strict=True)
             for axis, (q, k, length, number) in enumerate(axes):
-                first, size = _first(q // length, own[..., axis], number), own[..., axis]
+                first, size = _first(q // length, lengths[..., axis], number), lengths[..., axis]
                 seen = seen & (k // length >= first) & (k // length < first + size)
             return seen
 
         return sees
 
     def tables(self, grid: Grid) -> tuple[Tensor, None]:
-        _say_where_clamped(self, grid)
+        _log_clamped_once(self, grid)
         numbers = self.order(grid).tile_grid
         heads: list[Tensor] = []
         for window in self.windows:
@@ -94,13 +96,13 @@ class SlidingTile(StaticPattern):
 
 
 def _first(tile: Tensor, window: Tensor, number: int) -> Tensor:
-    """First tile of the window around a tile."""
+    """Return the first tile of the window around a tile."""
     return (tile - window // 2).clamp_min(0).minimum(number - window)
 
 
 @lru_cache(maxsize=64)
-def _say_where_clamped(pattern: SlidingTile, grid: Grid) -> None:
+def _log_clamped_once(pattern: SlidingTile, grid: Grid) -> None:
     numbers = pattern.order(grid).tile_grid
     for window in pattern.windows:
         if any(length > number for length, number in zip(window, numbers, strict=True)):
-            logger.warning("`window` (=%s) is larger than the grid of %s tiles, and means all of them", window, numbers)
+            logger.warning("`window` (=%s) is larger than the grid of %s tiles, and is clipped to it", window, numbers)

@@ -1,4 +1,4 @@
-"""Key tiles by how well their means match: VSA's selection, and SSTA's sliding tiles with a selection.
+"""Selection of key tiles by scores of tile means: top-k as in VSA, and sliding tiles with top-k as in SSTA.
 
 Shapes: b batch, h heads, n tokens, q tiles, d head width.
 """
@@ -17,23 +17,23 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.grid import Grid, TokenOrder, check_number, check_triple, tile_order
 from kinema.generation.attention.layout import BlockLayout, layout_from_tables
 from kinema.generation.attention.patterns.base import Density
-from kinema.generation.attention.patterns.dynamic import DynamicPattern, pick, tile_means, tile_sets
+from kinema.generation.attention.patterns.dynamic import DynamicPattern, tile_means, tile_tokens, top_k_tiles
 from kinema.generation.attention.patterns.sliding_tile import SlidingTile
 
 
 @dataclass(frozen=True)
 class TileTopK(DynamicPattern):
-    """Each tile of queries sees the `k` tiles of keys of the highest score: mean query times mean key.
+    """Each query tile attends to the `k` key tiles with the highest score: mean query times mean key.
 
-    The selection of VSA (arXiv 2505.13389), for each clip and head.
+    The selection of VSA (arXiv 2505.13389), made for each clip and head.
 
     Args:
-        k: tiles seen; a larger number than there are means all.
-        share: tiles seen as a share of all (rounded up), instead of `k`: the density.
-        tile: tokens (t, h, w) of a tile.
+        k: number of key tiles; clipped to the number of tiles.
+        share: number of key tiles as a share of all (rounded up), instead of `k`.
+        tile: tile size in tokens (t, h, w).
 
     Raises:
-        KinemaError: a number is out of its range, or `k` and `share` are both given, or neither.
+        KinemaError: a setting is out of range, or not exactly one of `k` and `share` is given.
     """
 
     name: ClassVar[str] = "tile-top-k"
@@ -54,8 +54,8 @@ class TileTopK(DynamicPattern):
         return tile_order(grid, self.tile)
 
     def number(self, order: TokenOrder) -> int:
-        """Tiles that each tile sees."""
-        # Less than what a product of floats is off by.
+        """Return the number of key tiles per query tile."""
+        # 1e-9 absorbs the rounding error of the product.
         wanted = self.k if self.k is not None else ceil((self.share or 0) * order.num_tiles - 1e-9)
         return min(max(wanted, 1), order.num_tiles)
 
@@ -79,8 +79,8 @@ class TileTopK(DynamicPattern):
         with torch.no_grad():
             scores = tile_means(query, order) @ tile_means(key, order).mT
             number = self.number(order)
-            seen = pick(scores, number)
-            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=number)
+            seen = top_k_tiles(scores, number)
+            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, max_count=number)
 
     def mask(
         self,
@@ -91,7 +91,7 @@ class TileTopK(DynamicPattern):
         value: Float[Tensor, "b h n d"] | None = None,
     ) -> Bool[Tensor, "b h n n"]:
         order = self.order(grid)
-        tiles = tile_sets(order)
+        tiles = tile_tokens(order)
         mean_queries, mean_keys = (
             torch.stack([x.float()[:, :, tokens].mean(2) for tokens in tiles], dim=2) for x in (query, key)
         )
@@ -106,21 +106,21 @@ class TileTopK(DynamicPattern):
 
 @dataclass(frozen=True)
 class SlidingTileTopK(DynamicPattern):
-    """Sliding tiles, and for each tile of queries the `k` tiles of keys of the highest score besides (SSTA,
+    """Each query tile attends to a sliding window, and to the `k` key tiles with the highest score (SSTA,
     HunyuanVideo 1.5, arXiv 2511.18870):
 
         score(q, k) = balance · cos(q, k) - (1 - balance) · mean over k' of cos(k, k')
 
-    with q and k means of tiles of queries and keys: keys which resemble many others count less.
+    where q and k are means of query and key tiles: keys that resemble many others score lower.
 
     Args:
-        k: tiles by score; they may lie in the window as well.
-        balance: weight of the match against that of redundancy.
-        tile: tokens (t, h, w) of a tile.
-        window: tiles (t, h, w) of the sliding window, odd numbers.
+        k: number of key tiles selected by score; they may overlap with the window.
+        balance: weight of similarity to the query, against redundancy among keys.
+        tile: tile size in tokens (t, h, w).
+        window: size of the sliding window in tiles (t, h, w), odd numbers.
 
     Raises:
-        KinemaError: a number is out of its range.
+        KinemaError: a setting is out of range.
     """
 
     name: ClassVar[str] = "sliding-tile-top-k"
@@ -130,22 +130,22 @@ class SlidingTileTopK(DynamicPattern):
     window: tuple[int, ...] = (3, 3, 3)
 
     def __post_init__(self) -> None:
-        check_triple("window", self.window)  # one for all heads
-        SlidingTile(self.tile, self.window)  # raises what it has to say
+        check_triple("window", self.window)  # the same for all heads
+        SlidingTile(self.tile, self.window)  # validates both
         check_number("k", self.k, 1)
         if not 0 <= self.balance <= 1:
             raise KinemaError(f"`balance` (={self.balance}) must lie in [0, 1]")
 
     @property
     def sliding(self) -> SlidingTile:
-        """The static part."""
+        """The static part of the pattern."""
         return SlidingTile(self.tile, self.window)
 
     def order(self, grid: Grid) -> TokenOrder:
         return self.sliding.order(grid)
 
     def densities(self, grid: Grid) -> tuple[Density, ...]:
-        """The most, which is where no tile of the selection lies in the window, and all are whole."""
+        """Return the upper bound, reached if no selected tile lies in the window."""
         order, (windows, _) = self.order(grid), self.sliding.tables(grid)
         sizes, window = order.tiles_of(order.valid).sum(1), windows[0]
         others = torch.where(window, 0, sizes).sort(-1, descending=True).values[:, : self.k]
@@ -170,9 +170,9 @@ class SlidingTileTopK(DynamicPattern):
             redundancy = (keys * keys.mean(2, keepdim=True)).sum(-1)
             scores = self.balance * queries @ keys.mT - (1 - self.balance) * redundancy[:, :, None]
             window, _ = self.sliding.tables(order.grid)
-            seen = pick(scores, self.k) | window.to(scores.device)
-            most = min(order.num_tiles, self.k + _most_near(self.sliding, order.grid))
-            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, most=most)
+            seen = top_k_tiles(scores, self.k) | window.to(scores.device)
+            max_count = min(order.num_tiles, self.k + _max_window_tiles(self.sliding, order.grid))
+            return layout_from_tables(order, query.shape[1], num_extra_tokens, seen, max_count=max_count)
 
     def mask(
         self,
@@ -182,7 +182,7 @@ class SlidingTileTopK(DynamicPattern):
         step: int | None = None,
         value: Float[Tensor, "b h n d"] | None = None,
     ) -> Bool[Tensor, "b h n n"]:
-        tiles = tile_sets(self.order(grid))
+        tiles = tile_tokens(self.order(grid))
         mean_queries, mean_keys = (
             torch.stack([x.float()[:, :, tokens].mean(2) for tokens in tiles], dim=2) for x in (query, key)
         )
@@ -199,6 +199,6 @@ class SlidingTileTopK(DynamicPattern):
 
 
 @lru_cache(maxsize=64)
-def _most_near(sliding: SlidingTile, grid: Grid) -> int:
-    """Tiles in the window of the tile that has most."""
+def _max_window_tiles(sliding: SlidingTile, grid: Grid) -> int:
+    """Return the maximum number of tiles in a window."""
     return int(sliding.tables(grid)[0].sum(-1).max())

@@ -1,8 +1,8 @@
-"""Patterns that cut the grid into parts, in which a token sees all: a reshape and dense attention.
+"""Patterns that divide the grid into parts with full attention inside each part.
 
 Factorised video transformers (Latte, arXiv 2401.03048) alternate `Spatial` and `Temporal`; W.A.L.T (arXiv 2312.06662)
-alternates windows in space and in space-time; Swin (arXiv 2103.14030) shifts every other layer's windows; CascadeV
-(arXiv 2501.16612) alternates a grid of few cells in time with one in space.
+alternates spatial and spatiotemporal windows; Swin (arXiv 2103.14030) shifts the windows of every other layer; CascadeV
+(arXiv 2501.16612) alternates cells that divide time with cells that divide space.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from kinema.generation.attention.patterns.base import StaticPattern
 
 
 class Partition(StaticPattern):
-    """A token sees the tokens of its part, which is a product of groups of neighbours along the axes."""
+    """Each token attends to the tokens of its part; parts are products of groups of neighbours along the axes."""
 
     @abstractmethod
     def cuts(self, grid: Grid) -> tuple[Axis, Axis, Axis]:
-        """The groups along t, h and w."""
+        """Return the groups along t, h and w."""
 
     def order(self, grid: Grid) -> TokenOrder:
         return token_order(grid, grid.sizes, self.cuts(grid))
@@ -51,7 +51,7 @@ class Partition(StaticPattern):
 
 @dataclass(frozen=True)
 class Spatial(Partition):
-    """A token sees its frame."""
+    """Each token attends to its frame."""
 
     name: ClassVar[str] = "spatial"
 
@@ -61,7 +61,7 @@ class Spatial(Partition):
 
 @dataclass(frozen=True)
 class Temporal(Partition):
-    """A token sees its place in all frames."""
+    """Each token attends to the tokens at its spatial position in all frames."""
 
     name: ClassVar[str] = "temporal"
 
@@ -71,10 +71,10 @@ class Temporal(Partition):
 
 @dataclass(frozen=True)
 class Window(Partition):
-    """A token sees its window; windows at the end of an axis are smaller.
+    """Each token attends to its window; windows at the end of an axis may be smaller.
 
     Args:
-        size: tokens (t, h, w) of a window.
+        size: window size in tokens (t, h, w).
 
     Raises:
         KinemaError: `size` is not three integers of at least 1.
@@ -93,17 +93,17 @@ class Window(Partition):
 
 @dataclass(frozen=True)
 class ShiftedWindow(Partition):
-    """Windows whose borders lie half a window (or `shift`) away from those of `Window`.
+    """Each token attends to its window; borders are shifted by half a window (or `shift`) relative to `Window`.
 
-    The first and last windows of an axis are what is left there, which is what Swin's mask leaves of windows that wrap
-    around. An axis that fits into one window is not cut.
+    The first and last windows of an axis are smaller, which equals Swin's masked cyclic shift. An axis that fits into
+    one window is not divided.
 
     Args:
-        size: tokens (t, h, w) of a window.
-        shift: tokens (t, h, w) by which borders are moved; None: half a window.
+        size: window size in tokens (t, h, w).
+        shift: shift of the borders in tokens (t, h, w); None: half a window.
 
     Raises:
-        KinemaError: `size` is not three integers of at least 1, or a shift is no part of its window.
+        KinemaError: `size` is not three integers of at least 1, or a shift is not from 0 to below its window size.
     """
 
     name: ClassVar[str] = "shifted-window"
@@ -126,12 +126,12 @@ class ShiftedWindow(Partition):
 
 @dataclass(frozen=True)
 class AlternatingGrid(Partition):
-    """A token sees its cell of a grid of few large cells, as CascadeV's layers do in turns: (2, 1, 1), then (1, 2, 2).
+    """Each token attends to its cell of a coarse grid, as in CascadeV, whose layers alternate (2, 1, 1) and (1, 2, 2).
 
-    The layers of a model alternate by a pattern for each layer; this is one of them.
+    This is the pattern of one layer; to alternate, give each layer its own.
 
     Args:
-        cells: cells along t, h and w; as many as positions, where there are fewer.
+        cells: number of cells along t, h and w; clipped to the number of tokens.
 
     Raises:
         KinemaError: `cells` is not three integers of at least 1.
@@ -154,6 +154,6 @@ def _is_shift(shift: Any, size: tuple[int, ...]) -> bool:
 
 
 def _cells(size: int, number: int) -> Axis:
-    """So many groups of neighbours, as equal as can be."""
+    """Split an axis into `number` groups of nearly equal length."""
     borders = [i * size // number for i in range(number + 1)]
     return tuple(tuple(range(a, b)) for a, b in itertools.pairwise(borders))

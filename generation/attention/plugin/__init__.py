@@ -1,5 +1,9 @@
-"""Sparse attention in published transformers of diffusers. A new family is a file and a line in `FAMILIES`."""
+"""Sparse attention in diffusers transformers. To add a family, add a file and a line in `TRANSFORMER_FAMILIES`."""
 
-from kinema.generation.attention.plugin.apply import FAMILIES, apply_sparse_attention, remove_sparse_attention
+from kinema.generation.attention.plugin.apply import (
+    TRANSFORMER_FAMILIES,
+    apply_sparse_attention,
+    remove_sparse_attention,
+)
 
-__all__ = ["FAMILIES", "apply_sparse_attention", "remove_sparse_attention"]
+__all__ = ["TRANSFORMER_FAMILIES", "apply_sparse_attention", "remove_sparse_attention"]

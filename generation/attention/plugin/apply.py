@@ -1,4 +1,4 @@
-"""Puts sparse attention into a transformer of diffusers, and takes it out again."""
+"""Applies sparse attention to diffusers transformers, and removes it."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from kinema.errors import KinemaError
 from kinema.generation.attention.functional import check_backend
 from kinema.generation.attention.patterns import Full, Pattern
 from kinema.generation.attention.plugin.cogvideox import CogVideoX
-from kinema.generation.attention.plugin.family import Entry, Family, SparseProcessor
+from kinema.generation.attention.plugin.family import Entry, SparseProcessor, TransformerFamily
 from kinema.generation.attention.plugin.forward import ForwardPlan, StepCounter
 from kinema.generation.attention.plugin.hunyuan_video import HunyuanVideo
 from kinema.generation.attention.plugin.ltx import LTX
@@ -21,13 +21,13 @@ from kinema.generation.attention.reduction import TokenReduction
 from kinema.generation.attention.schedule import PatternSchedule
 from kinema.generation.attention.text import parse_patterns
 
-FAMILIES: dict[str, Family] = {
+TRANSFORMER_FAMILIES: dict[str, TransformerFamily] = {
     "WanTransformer3DModel": Wan(),
     "LTXVideoTransformer3DModel": LTX(),
     "CogVideoXTransformer3DModel": CogVideoX(),
     "HunyuanVideoTransformer3DModel": HunyuanVideo(),
 }
-"""Families by the name of their transformer's class in diffusers."""
+"""Families by class name of their transformer in diffusers."""
 
 _ATTRIBUTE = "_kinema_sparse_attention"
 
@@ -42,28 +42,28 @@ def apply_sparse_attention(
     backend: str = "auto",
     num_steps: int | None = None,
 ) -> None:
-    """Makes self-attention over the video tokens of a diffusers transformer sparse, in place.
+    """Make self-attention over the video tokens of a diffusers transformer sparse, in place.
 
-    The pipeline stays as it is. Text tokens see, and are seen by, all tokens. Where a step is dense for all blocks the
-    stock attention runs. Denoising steps are counted by the timesteps of the calls: guidance repeats one, and where it
-    rises a new sampling begins (to begin one at the same or a lower timestep apply again, or say `num_steps=1`); in
-    training mode there are none. Applying twice replaces. Fuse projections, and add LoRA layers to the patch embedding,
-    before.
+    The pipeline needs no change. Text tokens attend to all tokens and are attended to by all. Dense steps and layers
+    run the original attention. Denoising steps are counted from the timesteps of the calls: an equal timestep is the
+    same step (guidance), a higher one starts a new sampling. To start one at an equal or lower timestep, apply again or
+    set `num_steps=1`. In training mode steps are not counted. Applying again replaces the previous settings. Fuse
+    projections and add LoRA layers to the patch embedding before applying.
 
     Args:
-        transformer: of a class in `FAMILIES`; or several that share a schedule, counted together: Wan 2.2's
-            ``(pipe.transformer, pipe.transformer_2)``.
-        pattern: for all blocks; patterns that blocks take in turns; either as text (`sliding-tile:3x3x1`,
-            `spatial+temporal`); or a schedule, which says what the next three arguments say. Or a `TokenReduction`:
-            all see all, by fewer tokens.
-        dense_steps: the first so many denoising steps are dense; or (first, last) so many at either end.
-        dense_layers: the first so many blocks are dense, or those of these numbers (negative ones from the end).
-        min_tokens: clips of fewer video tokens are dense.
+        transformer: a transformer of a class in `TRANSFORMER_FAMILIES`, or several that share a schedule and a step
+            count, such as Wan 2.2's ``(pipe.transformer, pipe.transformer_2)``.
+        pattern: a pattern for all blocks, or patterns that blocks cycle through, also as text (`sliding-tile:3x3x1`,
+            `spatial+temporal`); a schedule, which replaces the next three arguments; or a `TokenReduction`, for full
+            attention between fewer tokens.
+        dense_steps: number of first denoising steps with dense attention, or (first, last) for both ends.
+        dense_layers: number of first blocks with dense attention, or a tuple of block indices (negative: from the end).
+        min_tokens: clips with fewer video tokens use dense attention.
         backend: a name in `BACKENDS`, or `auto`.
-        num_steps: denoising steps of a sampling; needed for last dense steps.
+        num_steps: number of denoising steps; required if the last steps are dense.
 
     Raises:
-        KinemaError: an argument is wrong; nothing was changed.
+        KinemaError: an argument is invalid; the transformer is unchanged.
     """
     transformers = _transformers(transformer)
     reduction = pattern if isinstance(pattern, TokenReduction) else None
@@ -81,13 +81,13 @@ def apply_sparse_attention(
 
 
 def remove_sparse_attention(transformer: Any) -> None:
-    """Brings back the stock attention. A transformer without sparse attention stays as it is.
+    """Restore the original attention. Does nothing to transformers without sparse attention.
 
     Args:
-        transformer: of a class in `FAMILIES`, or several.
+        transformer: a transformer of a class in `TRANSFORMER_FAMILIES`, or several.
 
     Raises:
-        KinemaError: a transformer is of another class.
+        KinemaError: a transformer is not of a class in `TRANSFORMER_FAMILIES`.
     """
     for each in _transformers(transformer):
         plugin = vars(each).get(_ATTRIBUTE)
@@ -96,17 +96,19 @@ def remove_sparse_attention(transformer: Any) -> None:
             delattr(each, _ATTRIBUTE)
 
 
-def _family(transformer: Any) -> Family:
+def _family(transformer: Any) -> TransformerFamily:
     for kind in type(transformer).__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__]
-    raise KinemaError(f"`transformer` (={type(transformer).__name__}) must be one of {', '.join(FAMILIES)}")
+        if kind.__name__ in TRANSFORMER_FAMILIES:
+            return TRANSFORMER_FAMILIES[kind.__name__]
+    raise KinemaError(f"`transformer` (={type(transformer).__name__}) must be one of {', '.join(TRANSFORMER_FAMILIES)}")
 
 
 def _transformers(transformer: Any) -> Sequence[Any]:
     transformers = tuple(transformer) if isinstance(transformer, (list, tuple)) else (transformer,)
     if not transformers or len(set(map(id, transformers))) < len(transformers):
-        raise KinemaError(f"`transformer` (={len(transformers)} of them) must be one, or several different ones")
+        raise KinemaError(
+            f"`transformer` (={len(transformers)} of them) must be one transformer, or several distinct ones"
+        )
     for each in transformers:
         _family(each)
     return transformers
@@ -118,14 +120,16 @@ def _schedule(
     if isinstance(pattern, PatternSchedule):
         for name, value in (("dense_steps", dense_steps), ("dense_layers", dense_layers), ("min_tokens", min_tokens)):
             if value != 0:
-                raise KinemaError(f"`{name}` (={value}) must be left out: `pattern` is a schedule, which has its own")
+                raise KinemaError(f"`{name}` (={value}) must be left out: `pattern` is a schedule and sets it")
         return pattern
     if isinstance(pattern, str):
         pattern = parse_patterns(pattern)
     patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
     for each in patterns:
         if not isinstance(each, Pattern):
-            raise KinemaError(f"`pattern` (with {each!r}) must be a pattern, patterns, a schedule or text")
+            raise KinemaError(
+                f"`pattern` (with {each!r}) must be a pattern, a sequence of patterns, a schedule or text"
+            )
     return PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps, min_tokens=min_tokens)
 
 
@@ -134,18 +138,22 @@ def _check_steps(schedule: PatternSchedule, num_steps: int | None) -> None:
         raise KinemaError(f"`num_steps` (={num_steps}) must be at least 1")
     if num_steps is None and not isinstance(schedule.dense_steps, int) and schedule.dense_steps[1] > 0:
         raise KinemaError(
-            f"`num_steps` (=None) must be given for last dense steps, `dense_steps` (={schedule.dense_steps})"
+            f"`num_steps` (=None) must be given if the last steps are dense, `dense_steps` (={schedule.dense_steps})"
         )
 
 
 def _check_not_split(transformer: Any) -> None:
     if getattr(transformer, "_parallel_config", None) is not None:
-        raise KinemaError("`transformer` must hold all tokens on one device: sparse attention needs them together")
+        raise KinemaError(
+            "`transformer` must not use context parallelism: sparse attention needs all tokens on one device"
+        )
 
 
 class _Plugin:
-    """Sparse attention in one transformer: its hooks and processors. Methods, not closures, so that a deep copy of the
-    transformer has a plugin of its own."""
+    """The hooks and processors of sparse attention in one transformer.
+
+    Hooks are methods, not closures, so that a deep copy of the transformer gets its own plugin.
+    """
 
     def __init__(
         self,
@@ -161,11 +169,11 @@ class _Plugin:
         self.backend = backend
         self.num_steps = num_steps
         self.counter = counter
-        # Its own: matchings are kept by block.
+        # A copy for each transformer, because matchings are cached by block.
         self.reduction = None if reduction is None else replace(reduction)
         self.num_samplings = 0
         self.plan: ForwardPlan | None = None
-        """Of the forward that is under way."""
+        """Plan of the current forward pass; None outside of one."""
         self.entries: Sequence[Entry] = self.family.entries(transformer)
         self.handles = [
             transformer.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -188,31 +196,31 @@ class _Plugin:
         arguments = inspect.signature(type(transformer).forward).bind(transformer, *args, **kwargs).arguments
         arguments.pop("self")
         self.plan = self._plan(transformer, arguments)
-        # As keywords: what was positional may have become more.
+        # Return all arguments as keywords, because `prepare` may have added some.
         return ((), arguments) if self.family.prepare(self.plan, arguments) else None
 
     def _plan(self, transformer: Any, arguments: dict[str, Any]) -> ForwardPlan:
         grid, num_leading = self.family.grid(transformer, arguments)
         step = None if transformer.training else self.counter.step(arguments["timestep"])
         num_layers = len(self.family.attentions(transformer))
-        # Samplings of one step, at the same timestep, look like one.
+        # One-step samplings repeat the timestep, so that the counter cannot tell them apart.
         is_new = self.num_samplings != self.counter.num_samplings or self.num_steps == 1
         if self.reduction is not None and is_new:
             self.num_samplings = self.counter.num_samplings
             self.reduction.reset()
-        # diffusers' caches keep what blocks did in one step for others, which may have another order.
+        # diffusers' caches reuse block outputs in later steps, whose token order may differ.
         is_cached = getattr(transformer, "is_cache_enabled", False)
-        when = (num_layers, step, self.num_steps, grid)
+        context = (num_layers, step, self.num_steps, grid)
         return ForwardPlan(
             grid,
-            tuple(self.schedule.at(i, *when) for i in range(num_layers)),
+            tuple(self.schedule.at(i, *context) for i in range(num_layers)),
             batch_size=len(arguments["hidden_states"]),
             num_leading=num_leading,
             step=step,
             backend=self.backend,
             can_reorder=self.family.can_reorder(transformer) and not is_cached,
             reduction=self.reduction,
-            is_reduced=tuple(not self.schedule.is_dense(i, *when) for i in range(num_layers)),
+            is_reduced=tuple(not self.schedule.is_dense(i, *context) for i in range(num_layers)),
         )
 
     def _check_unchanged(self, transformer: Any) -> None:
@@ -223,7 +231,7 @@ class _Plugin:
             a[0] is not b[0] for a, b in entries
         ):
             raise KinemaError(
-                "`transformer` was given other attention processors or layers since apply_sparse_attention;"
+                "attention processors or layers of `transformer` were replaced after apply_sparse_attention;"
                 " it must be applied again"
             )
 

@@ -1,6 +1,6 @@
-"""What one forward of a transformer does with its tokens, and which denoising step it belongs to.
+"""The plan of one forward pass, and the counting of denoising steps.
 
-Shapes: b batch, n tokens of the grid (s slots where they are arranged), e extra tokens, h heads, d head width.
+Shapes: b batch, n video tokens (s slots if reordered), e extra tokens, h heads, d head width.
 """
 
 from typing import Any
@@ -16,21 +16,21 @@ from kinema.generation.attention.schedule import common_order
 
 
 class ForwardPlan:
-    """Patterns of all blocks in one forward, and the order in which its tokens go through them.
+    """The patterns of all blocks in one forward pass, and the token order in the blocks.
 
-    It goes to the attention processors beside the rotary tables, as an argument of the blocks: recomputation under
-    gradient checkpointing meets the plan of its own forward. A plain class, because what moves arguments between
-    devices (offloading, FSDP) rebuilds tuples and dataclasses, and leaves other objects as they are.
+    The plan is passed to the attention processors with the rotary tables, as an argument of the blocks, so that
+    recomputation in gradient checkpointing uses the plan of its own forward pass. It is a plain class because code that
+    moves arguments between devices (offloading, FSDP) rebuilds tuples and dataclasses, but not other objects.
 
     Attributes:
-        grid: the grid.
-        batch_size: clips.
-        num_leading: extra tokens in front of those of the grid, in the sequence of video tokens.
-        patterns: a pattern for each block.
-        step: the denoising step; None: outside of sampling.
+        grid: the grid of video tokens.
+        batch_size: number of clips.
+        num_leading: number of extra tokens before the video tokens.
+        patterns: the pattern of each block.
+        step: the denoising step; None: not sampling.
         backend: name of the backend.
-        reduction: merges tokens in blocks that are not dense, all of which see all.
-        order: order of the tokens; None: raster order.
+        reduction: token reduction, applied in blocks that are not dense; None: none.
+        order: the token order; None: raster order.
     """
 
     def __init__(
@@ -57,40 +57,42 @@ class ForwardPlan:
         self.order = common_order(grid, patterns) if can_reorder else None
 
     def arrange(self, x: Tensor, dim: int, num_leading: int | None = None) -> Tensor:
-        """Puts tokens along `dim` from raster order into the blocks'; leading ones (default: the plan's) stay."""
+        """Reorder tokens along `dim` from raster order to the order of the blocks, except leading ones."""
         if self.order is None:
             return x
-        return _behind(self.order.arrange, x, dim, self.num_leading if num_leading is None else num_leading)
+        return _reorder_after_leading(
+            self.order.arrange, x, dim, self.num_leading if num_leading is None else num_leading
+        )
 
     def restore(self, x: Tensor, dim: int) -> Tensor:
-        """Back to raster order."""
-        return x if self.order is None else _behind(self.order.restore, x, dim, self.num_leading)
+        """Reorder tokens along `dim` back to raster order, except leading ones."""
+        return x if self.order is None else _reorder_after_leading(self.order.restore, x, dim, self.num_leading)
 
-    def carry(self, rotary: Any, dim: int) -> tuple[Any, ...]:
-        """Rotary tables (cos, sin; None: there are none) in the blocks' order, and the plan itself."""
+    def attach_to_rotary(self, rotary: Any, dim: int) -> tuple[Any, ...]:
+        """Return rotary tables (cos, sin; or None) in the order of the blocks, followed by the plan itself."""
         cos, sin = (None, None) if rotary is None else (self.arrange(table, dim) for table in rotary)
         return cos, sin, self
 
-    def is_stock(self, layer: int) -> bool:
-        """Whether the stock processor does what the block should: dense attention, in any order without empty slots."""
+    def uses_stock_attention(self, layer: int) -> bool:
+        """Whether the stock processor can run the block: dense attention without unused slots."""
         if self.reduction is not None and self.is_reduced[layer]:
             return False
         return isinstance(self.patterns[layer], Full) and (self.order is None or not self.order.is_ragged)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, extra_mask: Tensor | None = None) -> Tensor:
-        """Attention of one block.
+        """Compute the attention of one block.
 
         Args:
-            layer: the block.
-            query: ``(b, s, h, d)``, with leading extra tokens in front and others behind.
-            key: likewise.
-            value: likewise.
-            extra_mask: ``(b, e)``, which of the extra tokens behind exist; None: all.
+            layer: index of the block.
+            query: ``(b, num_leading + s + e, h, d)``.
+            key: same shape as `query`.
+            value: same shape as `query`.
+            extra_mask: ``(b, e)``, which trailing extra tokens may be attended to; None: all.
 
         Returns:
-            The shape of `query`.
+            A tensor with the shape of `query`.
         """
-        # Normalised queries and keys are wider than values under autocast.
+        # Under autocast, normalised queries and keys have a wider dtype than values.
         query, key = query.to(value.dtype), key.to(value.dtype)
         slots = self.grid.num_tokens if self.order is None else self.order.num_slots
         if self.num_leading:
@@ -112,8 +114,8 @@ class ForwardPlan:
         return out.roll(self.num_leading, 1) if self.num_leading else out
 
 
-def _behind(reorder: Any, x: Tensor, dim: int, num_leading: int) -> Tensor:
-    """Reorders what is behind the leading tokens."""
+def _reorder_after_leading(reorder: Any, x: Tensor, dim: int, num_leading: int) -> Tensor:
+    """Apply `reorder` to the tokens after the leading ones."""
     if not num_leading:
         return reorder(x, dim)
     tokens = reorder(x.narrow(dim, num_leading, x.shape[dim] - num_leading), dim)
@@ -121,11 +123,12 @@ def _behind(reorder: Any, x: Tensor, dim: int, num_leading: int) -> Tensor:
 
 
 class StepCounter:
-    """Counts denoising steps by their timesteps: calls of one step (guidance) repeat it, and where it rises, another
-    sampling begins. Transformers that share a schedule, as Wan 2.2's for high and low noise, share a counter.
+    """Counts denoising steps by timestep: an equal one is the same step (guidance), a higher one starts a new sampling.
+
+    Transformers that share a schedule, such as Wan 2.2's for high and low noise, share a counter.
 
     Attributes:
-        num_samplings: how many have begun.
+        num_samplings: number of samplings started.
     """
 
     def __init__(self) -> None:
@@ -134,20 +137,20 @@ class StepCounter:
         self._step = 0
 
     def step(self, timestep: Any) -> int | None:
-        """The step, from 0; None where clips have timesteps of their own, as in training.
+        """Return the step, starting at 0, or None if timesteps differ between clips, as in training.
 
         Args:
-            timestep: a number, or ``()``, ``(b)`` or ``(b, n)``; given tokens have lower ones than those to denoise.
+            timestep: a number, or of shape ``()``, ``(b)`` or ``(b, n)``; the maximum over the tokens of a clip counts.
         """
         clips = torch.as_tensor(timestep).float()
         clips = clips.reshape(len(clips) if clips.ndim else 1, -1).amax(1)
-        low, now = torch.stack(torch.aminmax(clips)).tolist()
-        if low != now:
+        lowest, current = torch.stack(torch.aminmax(clips)).tolist()
+        if lowest != current:
             return None
-        if self._timestep is None or now > self._timestep:
+        if self._timestep is None or current > self._timestep:
             self._step = 0
             self.num_samplings += 1
-        elif now < self._timestep:
+        elif current < self._timestep:
             self._step += 1
-        self._timestep = now
+        self._timestep = current
         return self._step

@@ -1,4 +1,4 @@
-"""LTX-Video: full self-attention over video tokens, a timestep for each token, text by cross-attention.
+"""LTX-Video: self-attention over video tokens, one timestep per token, cross-attention to text.
 
 Shapes: b batch, n tokens, d width, e extra tokens.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.generation.attention.architecture import Architecture
 from kinema.generation.attention.grid import Grid
-from kinema.generation.attention.plugin.family import Entry, Family, SparseProcessor, rotate
+from kinema.generation.attention.plugin.family import Entry, SparseProcessor, TransformerFamily, rotate
 from kinema.generation.attention.plugin.forward import ForwardPlan
 
 
@@ -36,10 +37,13 @@ class LTXProcessor(SparseProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))
 
 
-class LTX(Family):
-    """``LTXVideoTransformer3DModel``: its pipelines say the latents' size, or give the tokens' coordinates."""
+class LTX(TransformerFamily):
+    """``LTXVideoTransformer3DModel``; its pipelines pass the size of the latents, or the coordinates of the tokens."""
 
     processor: ClassVar[type[SparseProcessor]] = LTXProcessor
+    sizes: ClassVar[dict[str, Architecture]] = {
+        "ltx-video": Architecture(2048, 28, 32, 8192, 128, patch=(1, 1, 1), compression=(8, 32, 32)),
+    }
 
     def attentions(self, transformer: Any) -> Sequence[Any]:
         return [block.attn1 for block in transformer.transformer_blocks]
@@ -51,30 +55,30 @@ class LTX(Family):
             return grid_of_coordinates(coordinates[0], length)
         sizes = [arguments.get(name) for name in ("num_frames", "height", "width")]
         if None in sizes:
-            raise KinemaError(f"`num_frames`, `height` and `width` (={sizes}) must be given, or `video_coords`")
+            raise KinemaError(f"`num_frames`, `height` and `width` (={sizes}) must be given if `video_coords` is not")
         grid = Grid(*(int(size) for size in sizes if size is not None))
         if grid.num_tokens != length:
-            raise KinemaError(f"`hidden_states` (with {length} tokens) must have those of the grid {grid}")
+            raise KinemaError(f"`hidden_states` (with {length} tokens) must have as many as the grid {grid}")
         return grid, 0
 
     def entries(self, transformer: Any) -> Sequence[Entry]:
         return [
             (transformer.proj_in, partial(ForwardPlan.arrange, dim=1)),
-            (transformer.rope, partial(ForwardPlan.carry, dim=1)),
+            (transformer.rope, partial(ForwardPlan.attach_to_rotary, dim=1)),
             (transformer.time_embed, _arrange_timesteps),
         ]
 
 
 def grid_of_coordinates(coordinates: Tensor, length: int) -> tuple[Grid, int]:
-    """The grid of the clip's tokens, and the number of tokens in front that belong to given frames.
+    """Return the grid of the clip, and the number of leading tokens that belong to conditioning frames.
 
     Args:
-        coordinates: ``(3, e + n)``, time, height and width of each token. Given frames have the clip's size and come
-            first, none of them at the clip's first time; the clip comes in raster order.
-        length: tokens that there should be.
+        coordinates: ``(3, e + n)``, time, height and width of each token. Conditioning frames come first, have the size
+            of the clip, and are not at its first time; the clip follows in raster order.
+        length: expected number of tokens.
 
     Raises:
-        KinemaError: the coordinates are not of this form.
+        KinemaError: the coordinates do not have this form.
     """
     t, h, w = coordinates.detach().cpu().double()
     height, width = len(h.unique()), len(w.unique())
@@ -86,15 +90,15 @@ def grid_of_coordinates(coordinates: Tensor, length: int) -> tuple[Grid, int]:
     times = t.view(-1, frame)[:, 0]
     first = int((times == times.min()).nonzero()[-1])
     grid = Grid(len(times) - first, height, width)
-    places = torch.stack((t, h, w)).view(3, -1, height, width)[:, first:]
-    axes = places[0, :, 0, 0], places[1, 0, :, 0], places[2, 0, 0, :]
-    if not torch.equal(places, torch.stack(torch.meshgrid(*axes, indexing="ij"))):
-        raise KinemaError(f"`video_coords` (with a last clip of {grid} tokens) must go through it in raster order")
+    positions = torch.stack((t, h, w)).view(3, -1, height, width)[:, first:]
+    axes = positions[0, :, 0, 0], positions[1, 0, :, 0], positions[2, 0, 0, :]
+    if not torch.equal(positions, torch.stack(torch.meshgrid(*axes, indexing="ij"))):
+        raise KinemaError(f"`video_coords` (with a clip of {grid} tokens at the end) must list it in raster order")
     return grid, first * frame
 
 
 def _arrange_timesteps(plan: ForwardPlan, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The blocks' modulation ``(b * n, 6 d)``, or ``(b, 6 d)`` as it is. That of the output is used behind them."""
+    """Reorder per-token modulation of the blocks, ``(b * n, 6 d)``. That of the output is used in raster order."""
     modulation, embedded = embeddings
     tokens = plan.num_leading + plan.grid.num_tokens
     if plan.order is None or len(modulation) == plan.batch_size:

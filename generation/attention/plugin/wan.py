@@ -1,6 +1,6 @@
-"""Wan 2.1 and 2.2: full self-attention over video tokens; text, and image features, by cross-attention.
+"""Wan 2.1 and 2.2: self-attention over video tokens, cross-attention to text and image features.
 
-Shapes: b batch, n tokens (s slots where they are arranged), d width.
+Shapes: b batch, n tokens (s slots if reordered), d width.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from kinema.generation.attention.architecture import Architecture
 from kinema.generation.attention.grid import Grid
-from kinema.generation.attention.plugin.family import Entry, Family, SparseProcessor, patched_grid, rotate
+from kinema.generation.attention.plugin.family import Entry, SparseProcessor, TransformerFamily, patched_grid, rotate
 from kinema.generation.attention.plugin.forward import ForwardPlan
 
 
@@ -38,10 +39,15 @@ class WanProcessor(SparseProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2)))
 
 
-class Wan(Family):
-    """``WanTransformer3DModel``: text-to-video, image-to-video, and the 5B model with a timestep for each token."""
+class Wan(TransformerFamily):
+    """``WanTransformer3DModel``: text-to-video, image-to-video, and the 5B model with one timestep per token."""
 
     processor: ClassVar[type[SparseProcessor]] = WanProcessor
+    sizes: ClassVar[dict[str, Architecture]] = {
+        "wan-1.3b": Architecture(1536, 30, 12, 8960, 512),
+        "wan-5b": Architecture(3072, 30, 24, 14336, 512, compression=(4, 16, 16)),
+        "wan-14b": Architecture(5120, 40, 40, 13824, 512),
+    }
 
     def attentions(self, transformer: Any) -> Sequence[Any]:
         return [block.attn1 for block in transformer.blocks]
@@ -52,17 +58,17 @@ class Wan(Family):
     def entries(self, transformer: Any) -> Sequence[Entry]:
         return [
             (transformer.patch_embedding, _arrange_patches),
-            (transformer.rope, partial(ForwardPlan.carry, dim=1)),
+            (transformer.rope, partial(ForwardPlan.attach_to_rotary, dim=1)),
             (transformer.condition_embedder, _arrange_timesteps),
         ]
 
 
 def _arrange_patches(plan: ForwardPlan, patches: Tensor) -> Tensor:
-    """``(b, d, t, h, w)`` to ``(b, d, s, 1, 1)``, which the transformer flattens likewise."""
+    """Reorder ``(b, d, t, h, w)`` to ``(b, d, s, 1, 1)``, which the transformer flattens like the former."""
     return patches if plan.order is None else plan.arrange(patches.flatten(2), 2)[..., None, None]
 
 
 def _arrange_timesteps(plan: ForwardPlan, conditions: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The blocks' modulation, where each token has its own: ``(b, n, 6 d)``. That of the output is used behind them."""
+    """Reorder per-token modulation of the blocks, ``(b, n, 6 d)``. That of the output is used in raster order."""
     temb, modulation, *others = conditions
     return temb, plan.arrange(modulation, 1) if modulation.ndim == 3 else modulation, *others

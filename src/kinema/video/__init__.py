@@ -1,8 +1,8 @@
-"""Video files to frames and back, and the two layouts of frames in memory.
+"""Reading and writing of video files, and conversion between frame layouts.
 
-Shapes: files and pictures are `t h w c` in uint8, models see `b c t h w` in [-1, 1].
+Shapes: files and pictures are `t h w c` in uint8, models use `b c t h w` in [-1, 1].
 
-What needs PyAV is imported when it is first used: layouts of frames, and training on made clips, do without.
+Modules that need PyAV are imported on first use: layouts and training on synthetic clips work without it.
 """
 
 from typing import TYPE_CHECKING

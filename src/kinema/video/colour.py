@@ -1,7 +1,7 @@
-"""Decoded frames to RGB as a BT.709 display of standard dynamic range shows it.
+"""Conversion of decoded frames to RGB for a BT.709 display with standard dynamic range.
 
-FFmpeg's scaler is used to bring samples to full resolution in 16 bits and nothing else: its own conversions to RGB are
-off by up to 4 levels, wrap around for colours out of range, and leave gray of limited range as it is.
+FFmpeg's scaler is used only to upsample chroma and convert samples to 16 bits: its conversions to RGB are off by up to
+4 levels, wrap around for out-of-range colours, and ignore the range of limited-range gray.
 
 Frames are `(3, h, w)` or `(h, w, 3)`; R'G'B' is nonlinear, in [0, 1].
 """
@@ -28,7 +28,7 @@ LUMA = {
     7: (0.212, 0.087),  # SMPTE ST 240
     9: (0.2627, 0.0593),  # BT.2020, non-constant luminance
 }
-"""Weights of red and blue in luma by the number of the matrix (`MatrixCoefficients` of ITU-T H.273, table 4)."""
+"""Weights of red and blue in luma by `MatrixCoefficients` (ITU-T H.273, table 4)."""
 
 YCGCO, UNSPECIFIED, BY_PRIMARIES = 8, 2, 12
 FULL_RANGE = 2  # AVCOL_RANGE_JPEG
@@ -37,20 +37,20 @@ RESAMPLE = int(Interpolation.BILINEAR) | 0x2000 | 0x4000 | 0x40000 | 0x80000
 """Bilinear with FFmpeg's SWS_FULL_CHR_H_INT, SWS_FULL_CHR_H_INP, SWS_ACCURATE_RND and SWS_BITEXACT."""
 
 LIMITED_GRAY = frozenset({"h264", "hevc", "vvc", "av1", "libdav1d", "vp9", "mpeg1video", "mpeg2video", "mpeg4"})
-"""Codecs whose gray is of limited range unless stated otherwise (ITU-T H.264, E.2.1, and the like); that of others,
-which code pictures or raw samples, is of full range."""
+"""Codecs with limited-range gray by default (ITU-T H.264, E.2.1, and similar); codecs of pictures and raw samples use
+the full range."""
 
 BAND = 2**17
-"""Pixels that are converted at once: few enough for a processor's cache."""
+"""Pixels converted at once, few enough for the CPU's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """What the samples of a frame stand for, in the numbers of ITU-T H.273.
+    """Colour encoding of a frame, with the code points of ITU-T H.273.
 
     Attributes:
-        matrix: `MatrixCoefficients`; one of `LUMA` or YCgCo.
-        is_full: Whether samples use all levels, rather than 16 to 235 (240 for chroma) of 256.
+        matrix: `MatrixCoefficients`; a key of `LUMA`, or YCgCo.
+        is_full: Whether samples use the full range, rather than 16 to 235 (240 for chroma) of 256.
         transfer: `TransferCharacteristics`.
         primaries: `ColourPrimaries`.
     """
@@ -62,28 +62,28 @@ class Colour:
 
     @property
     def is_plain(self) -> bool:
-        """Whether R'G'B' needs no other conversion to be shown on a BT.709 display."""
+        """Whether R'G'B' can be shown on a BT.709 display without conversion."""
         return self.transfer not in HDR_TRANSFERS and self.primaries not in WIDE_PRIMARIES
 
 
 def colour_of(frame: Any, context: Any) -> Colour:
-    """What a frame states of its colours, then what its stream states, then what is usual.
+    """Return the colour encoding specified by a frame, else by its stream, else the default.
 
-    The usual matrix of a file that states none is that of BT.2020 where the primaries or the transfer are, else BT.709
-    from 720 lines or 1280 columns on, else BT.601; the usual range is the limited one.
+    The default matrix is BT.2020 if the primaries or the transfer are, else BT.709 from 720 lines or 1280 columns, else
+    BT.601. The default range is limited.
 
     Raises:
-        KinemaError: The samples are of a kind that is not known here (ICtCp, for instance).
+        KinemaError: The matrix is not supported (ICtCp, for example).
     """
     transfer = _stated(getattr(frame, "color_trc", UNSPECIFIED), context.color_trc)
     primaries = _stated(getattr(frame, "color_primaries", UNSPECIFIED), context.color_primaries)
     matrix = _stated(frame.colorspace, context.colorspace)
     if matrix == BY_PRIMARIES:
         matrix = {1: 1, 4: 4, 5: 5, 6: 6, 7: 7, 9: 9}.get(primaries, UNSPECIFIED)
-    if matrix in (0, 3, UNSPECIFIED):  # 0: RGB, which these samples are not, or which needs no matrix
+    if matrix in (0, 3, UNSPECIFIED):  # 0 is RGB, which does not apply here
         wide = primaries == 9 or transfer in HDR_TRANSFERS
         matrix = 9 if wide else 1 if frame.height >= 720 or frame.width >= 1280 else 6
-    matrix = 9 if matrix == 10 else matrix  # BT.2020 with constant luminance: nearly the same, and hardly ever met
+    matrix = 9 if matrix == 10 else matrix  # BT.2020 with constant luminance: nearly equal, and very rare
     if matrix not in LUMA and matrix != YCGCO:
         raise KinemaError(f"colours (of matrix {matrix} in ITU-T H.273) must be RGB, Y'CbCr or YCgCo")
     return Colour(matrix=matrix, is_full=_is_full(frame, context), transfer=transfer, primaries=primaries)
@@ -103,14 +103,14 @@ def _is_full(frame: Any, context: Any) -> bool:
 
 
 def to_rgb(frame: Any, context: Any) -> UInt8[Tensor, "h w 3"]:
-    """A decoded frame as RGB, on white where it is transparent.
+    """Convert a decoded frame to RGB, blended with white where transparent.
 
     Args:
-        frame: PyAV's, of any pixel format.
-        context: The codec context of its stream, for what the frame itself does not state.
+        frame: A PyAV frame of any pixel format.
+        context: The codec context of its stream, for properties that the frame does not specify.
 
     Raises:
-        KinemaError: The pixels are of a kind that cannot be converted.
+        KinemaError: The pixel format is not supported.
     """
     name, components = frame.format.name, frame.format.components
     has_alpha = len(components) in (2, 4) or name == "pal8"
@@ -120,7 +120,7 @@ def to_rgb(frame: Any, context: Any) -> UInt8[Tensor, "h w 3"]:
         if name.startswith("gray"):
             colour = colour_of(frame, context)
             (luma,) = _planes(_reformat(frame, "gray16le"))
-            peak = (1 << min(components[0].bits, 16)) - 1  # levels of the file; 16 bits are repeats of its bits
+            peak = (1 << min(components[0].bits, 16)) - 1  # maximum level in the file; 16-bit samples repeat its bits
             low, high = (0, peak) if colour.is_full else (16 / 256 * (peak + 1), 235 / 256 * (peak + 1))
             return _show(
                 [luma], None, lambda y: ((y[0] * (peak / 65535) - low) / (high - low)).expand(3, -1, -1), colour
@@ -135,7 +135,7 @@ def to_rgb(frame: Any, context: Any) -> UInt8[Tensor, "h w 3"]:
 
 
 def _colour_of_rgb(frame: Any, context: Any) -> Colour:
-    """RGB is of full range, whatever the file states: encoders state what holds for Y'CbCr."""
+    """Return the colour encoding of RGB: always full range, because encoders state the range of Y'CbCr."""
     transfer = _stated(getattr(frame, "color_trc", UNSPECIFIED), context.color_trc)
     primaries = _stated(getattr(frame, "color_primaries", UNSPECIFIED), context.color_primaries)
     return Colour(matrix=1, is_full=True, transfer=transfer, primaries=primaries)
@@ -143,14 +143,14 @@ def _colour_of_rgb(frame: Any, context: Any) -> Colour:
 
 def _from_ycbcr(frame: Any, colour: Colour, has_alpha: bool) -> UInt8[Tensor, "h w 3"]:
     bits = frame.format.components[0].bits
-    if frame.format.name.startswith("yuvj"):  # these keep their range with 8 bits only
+    if frame.format.name.startswith("yuvj"):  # FFmpeg keeps their range only with 8 bits
         planes, stored = _planes(_reformat(frame, "yuvj444p", full=True)), 8
     else:
         planes, stored = _planes(_reformat(frame, "yuva444p16le" if has_alpha else "yuv444p16le")), 16
     scale = 1 << (stored - bits)
     alpha = None
     if has_alpha:
-        # The bits below those of the file are zeros or repeats, by FFmpeg's way of conversion.
+        # FFmpeg fills the lower bits with zeros or repeated bits.
         alpha = torch.from_numpy(planes.pop().numpy() >> (stored - bits)), (1 << bits) - 1
     if colour.is_full:
         black, luma, chroma = 0, scale * ((1 << bits) - 1), scale * ((1 << bits) - 1)
@@ -167,7 +167,7 @@ def _from_ycbcr(frame: Any, colour: Colour, has_alpha: bool) -> UInt8[Tensor, "h
 
 
 def _ycbcr_to_rgb(y: Tensor, cb: Tensor, cr: Tensor, matrix: int) -> Float[Tensor, "3 h w"]:
-    """R'G'B' of luma in [0, 1] and colour differences in [-0.5, 0.5] (ITU-T H.273, section 8.3)."""
+    """Convert luma in [0, 1] and colour differences in [-0.5, 0.5] to R'G'B' (ITU-T H.273, section 8.3)."""
     if matrix == YCGCO:  # equations 52 to 54; cb is Cg, cr is Co
         rest = y - cb
         return torch.stack([rest + cr, y + cb, rest - cr])
@@ -187,13 +187,13 @@ def _show(
     convert: Callable[[list[Tensor]], Float[Tensor, "3 h w"]],
     colour: Colour,
 ) -> UInt8[Tensor, "h w 3"]:
-    """Samples to what is seen on white, in 8 bits.
+    """Convert samples to 8-bit RGB, blended with white where transparent.
 
     Args:
-        planes: Samples, `(h, w)` of integers.
-        alpha: How opaque each pixel is, and the value of what is opaque.
-        convert: From samples, as float, to R'G'B'.
-        colour: What R'G'B' stands for.
+        planes: Integer samples, `(h, w)` each.
+        alpha: Alpha channel and its maximum value; None: opaque.
+        convert: Function from float samples to R'G'B'.
+        colour: Colour encoding of the R'G'B' values.
     """
     height, width = planes[0].shape
     shown = torch.empty(height, width, 3, dtype=torch.uint8)
@@ -205,16 +205,16 @@ def _show(
             rgb = to_bt709(rgb.clamp(0, 1), colour.transfer, colour.primaries)
         if alpha is not None:
             rgb = 1 - (1 - rgb.clamp(0, 1)) * (alpha[0][band].float() / alpha[1])
-        rgb = rgb.mul(255).add_(0.5).clamp_(0, 255)  # rounded where it becomes an integer
+        rgb = rgb.mul(255).add_(0.5).clamp_(0, 255)  # + 0.5 rounds, because the assignment truncates
         for channel in range(3):
             shown[band, :, channel] = rgb[channel]
     return shown
 
 
 def _reformat(frame: Any, wanted: str, *, full: bool = False) -> Any:
-    """Other samples of the same colours: of full resolution, deeper, or in another order.
+    """Convert a frame to another pixel format without changing colours.
 
-    The same range is stated on both sides, whatever it is, so that FFmpeg leaves levels as they are.
+    Source and target have the same range, so that FFmpeg keeps the levels.
     """
     span = FULL_RANGE if full else 1
     try:
@@ -227,7 +227,7 @@ def _reformat(frame: Any, wanted: str, *, full: bool = False) -> Any:
             dst_color_range=span,
         )
     except (FFmpegError, ValueError) as error:
-        raise KinemaError(f"pixels (of the kind {frame.format.name}) must be of one that can be converted") from error
+        raise KinemaError(f"pixel format (={frame.format.name}) must be one that can be converted") from error
 
 
 def _planes(frame: Any) -> list[Tensor]:

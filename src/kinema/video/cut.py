@@ -1,4 +1,4 @@
-"""Whether a file ends before its container says it should."""
+"""Detection of truncated Matroska files."""
 
 import os
 
@@ -6,7 +6,7 @@ EBML, SEGMENT = 0x1A45DFA3, 0x18538067  # RFC 8794 section 8.1, RFC 9559 section
 
 
 def is_cut_matroska(path: str | os.PathLike[str]) -> bool:
-    """Whether a Matroska or WebM file is shorter than its segment states; False for other and for live files."""
+    """Whether a Matroska or WebM file is shorter than its segment header says; false for other and for live files."""
     size = os.stat(path).st_size
     with open(path, "rb") as file:
         data = file.read(4096)
@@ -23,7 +23,7 @@ def is_cut_matroska(path: str | os.PathLike[str]) -> bool:
 
 
 def _number(data: bytes, position: int, *, keep_marker: bool) -> tuple[int | None, int]:
-    """A number of variable size (RFC 8794 section 4) and where it ends; None where it is cut, or says "unknown"."""
+    """Parse a variable-size integer (RFC 8794 section 4); return it (None: truncated or "unknown") and its end."""
     first = data[position] if position < len(data) else 0
     width = 9 - first.bit_length()
     if first == 0 or position + width > len(data):

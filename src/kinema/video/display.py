@@ -1,4 +1,4 @@
-"""The shape in which a frame is shown: pixels that are not square, and cameras that were turned."""
+"""Display geometry of frames: pixel aspect ratio and rotation."""
 
 import logging
 import os
@@ -18,20 +18,20 @@ from kinema.video.limits import MAX_PIXELS
 logger = logging.getLogger(__name__)
 
 DOLBY_VISION = frozenset({"dvh1", "dvhe", "dav1"})
-"""Codec tags of Dolby Vision (ETSI TS 103 572). Profile 5, the one that other players cannot show, states no matrix."""
+"""Codec tags of Dolby Vision (ETSI TS 103 572). Profile 5, which ordinary players cannot show, specifies no matrix."""
 
 WIDEST = 10
-"""Width of a pixel over its height, or the inverse, from which on the file is taken to be wrong; real ones reach 4."""
+"""Maximum pixel aspect ratio, or its inverse; larger ones are treated as errors. Real files reach 4."""
 
 
 class Display:
-    """Turns decoded frames of one stream into what a player shows.
+    """Converts decoded frames of one stream to what a player shows.
 
     Args:
-        stream: PyAV's.
+        stream: The PyAV stream.
         context: The codec context that decodes it.
         path: The file, for errors and warnings.
-        name: What errors call the argument.
+        name: Name of the argument in errors.
     """
 
     def __init__(self, stream: Any, context: Any, path: str | os.PathLike[str], name: str) -> None:
@@ -41,10 +41,10 @@ class Display:
         self._warned: set[str] = set()
 
     def __call__(self, frame: Any) -> UInt8[Tensor, "h w 3"]:
-        """A frame in RGB, of square pixels, upright.
+        """Convert a frame to RGB with square pixels, upright.
 
         Raises:
-            KinemaError: It is too large, of another size than those before, or of a kind that cannot be converted.
+            KinemaError: The frame is too large, differs in size from earlier ones, or has an unsupported pixel format.
         """
         height, width = square_pixels(frame.height, frame.width, self._aspect())
         if max(frame.width * frame.height, width * height) > MAX_PIXELS:
@@ -53,7 +53,9 @@ class Display:
             )
         try:
             if self._stream.codec_context.codec_tag in DOLBY_VISION and frame.colorspace == UNSPECIFIED:
-                raise KinemaError("colours (of Dolby Vision, profile 5) must be those that other players can show")
+                raise KinemaError(
+                    "colours (of Dolby Vision, profile 5) must be of a profile that ordinary players can show"
+                )
             pixels = to_rgb(frame, self._context)
         except KinemaError as error:
             raise KinemaError(f"{self._argument}: {error}") from error
@@ -69,25 +71,25 @@ class Display:
         return pixels
 
     def _aspect(self) -> Fraction:
-        """Width of a pixel over its height; what the container states goes before what the codec states."""
+        """Return the pixel aspect ratio (width / height); the container takes precedence over the codec."""
         for source in (self._stream, self._context):
             aspect = source.sample_aspect_ratio
             if aspect:
                 if Fraction(1, WIDEST) <= aspect <= WIDEST:
                     return Fraction(aspect)
-                self._warn(f"its pixels are said to be {aspect} times as wide as high; they are taken to be square")
+                self._warn(f"its pixel aspect ratio of {aspect} is implausible; pixels are treated as square")
         return Fraction(1)
 
     def _upright(self, frame: Any, pixels: UInt8[Tensor, "h w 3"]) -> UInt8[Tensor, "h2 w2 3"]:
         try:
             matrix = frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # PyAV fails where there is side data that it does not know
+        except ValueError:  # PyAV fails on unknown side data
             return torch.rot90(pixels, round(frame.rotation / 90) % 4).contiguous()
         if matrix is None:
             return pixels
         turn = quarter_turns(np.frombuffer(bytes(matrix), dtype=np.int32))
         if turn is None:
-            self._warn("it is to be shown turned by no multiple of 90 degrees; it is left as it is")
+            self._warn("its rotation is not a multiple of 90 degrees and is ignored")
             return pixels
         transpose, flips = turn
         pixels = pixels.transpose(0, 1) if transpose else pixels
@@ -100,12 +102,12 @@ class Display:
 
 
 def square_pixels(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
-    """The height and width that show a frame with square pixels: the frame gets wider or higher, never smaller.
+    """Return the height and width of a frame with square pixels; neither gets smaller.
 
     Args:
-        height: Of the frame.
-        width: Of the frame.
-        aspect: Width of a pixel over its height.
+        height: Height of the frame.
+        width: Width of the frame.
+        aspect: Pixel aspect ratio (width / height).
     """
     if aspect >= 1:
         return height, round(width * aspect)
@@ -113,21 +115,21 @@ def square_pixels(height: int, width: int, aspect: Fraction) -> tuple[int, int]:
 
 
 def quarter_turns(matrix: np.ndarray) -> tuple[bool, list[int]] | None:
-    """What a display matrix does to a frame.
+    """Convert a display matrix to a transposition and flips.
 
     Args:
-        matrix: FFmpeg's nine numbers a, b, u, c, d, v, x, y, w, by which the pixel (x, y) is shown at
-            (a x + c y, b x + d y) (ISO/IEC 14496-12, section 6.2.2); shift and size are of no interest.
+        matrix: FFmpeg's nine numbers a, b, u, c, d, v, x, y, w, which map the pixel (x, y) to (a x + c y, b x + d y)
+            (ISO/IEC 14496-12, section 6.2.2); translation and scale are ignored.
 
     Returns:
-        Whether to swap height and width, and the axes (0: height, 1: width) to flip then; None where this is no quarter
-        turn or flip.
+        Whether to swap height and width, and the axes (0: height, 1: width) to flip afterwards; None if the matrix is
+        not a combination of quarter turns and flips.
     """
     a, b, c, d = (float(matrix[index]) for index in (0, 1, 3, 4))
     largest = max(abs(a), abs(b), abs(c), abs(d))
     small = 0.01 * largest
     if largest == 0:
-        return False, []  # a matrix that was never filled in
+        return False, []  # an unset matrix
     if abs(b) <= small and abs(c) <= small and a and d:
         return False, [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
     if abs(a) <= small and abs(d) <= small and b and c:

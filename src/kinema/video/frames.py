@@ -1,4 +1,4 @@
-"""The two layouts of frames in memory, and a picture that shows frames of clips."""
+"""Conversion between frame layouts, and contact sheets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,26 +13,26 @@ from kinema.errors import KinemaError
 
 
 def to_float(frames: UInt8[Tensor, "t h w c"]) -> Float[Tensor, "1 c t h w"]:
-    """Frames of a file as a batch of one for a model: uint8 to [-1, 1]."""
+    """Convert frames of a file to a batch of one clip for a model: uint8 to [-1, 1]."""
     return rearrange(frames, "t h w c -> 1 c t h w").float() / 127.5 - 1
 
 
 def to_uint8(video: Float[Tensor, "c t h w"]) -> UInt8[Tensor, "t h w c"]:
-    """A clip of a model, in [-1, 1] (clipped to it), as the frames of a file; undoes `to_float`."""
+    """Convert a clip from a model, clamped to [-1, 1], to frames of a file; the inverse of `to_float`."""
     levels = ((video.float() + 1) * 127.5).round().clamp(0, 255)
     return rearrange(levels, "c t h w -> t h w c").to(torch.uint8).contiguous()
 
 
 def contact_sheet(clips: Sequence[UInt8[Tensor, "_ _ _ 3"]], labels: Sequence[str], *, columns: int = 6) -> Image.Image:
-    """A picture with a row for each clip: `columns` of its frames, evenly chosen, under its label.
+    """Draw a picture with one row per clip: its label, and `columns` evenly spaced frames.
 
     Args:
-        clips: Clips `(t, h, w, 3)`, each of its own size and length; frames of a clip shorter than `columns` repeat.
-        labels: One a clip; cut where it is too long.
-        columns: Frames in a row.
+        clips: Clips `(t, h, w, 3)` of any size and length; frames repeat in clips shorter than `columns`.
+        labels: One label per clip; truncated to the width.
+        columns: Frames per row.
 
     Raises:
-        KinemaError: No clip, as many labels as clips missing, or `columns` < 1.
+        KinemaError: There is no clip, not one label per clip, or `columns` < 1.
     """
     if not clips or len(clips) != len(labels):
         raise KinemaError(

@@ -1,7 +1,7 @@
-"""Limits of what is read from video files."""
+"""Limits for reading video files."""
 
 MAX_PIXELS = 2**28 // 3
-"""Pixels of the largest frame that is decoded or shown, so that a frame takes at most 256 MiB as RGB in 8 bits."""
+"""Maximum pixels of a frame, so that a frame takes at most 256 MiB in 8-bit RGB."""
 
 LONGEST_STILL = 3600.0
-"""Seconds for which a frame may be shown where times are asked for; what is longer is taken for damaged times."""
+"""Maximum duration of a frame in seconds when reading times; longer durations are treated as damage."""

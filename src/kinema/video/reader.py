@@ -1,4 +1,4 @@
-"""Video files to frames, as a player shows them."""
+"""Reading of video files to frames, as a player shows them."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ class Video:
 
     Attributes:
         frames: RGB, `(t, h, w, 3)`.
-        fps: Frames a second.
+        fps: Frames per second.
     """
 
     frames: UInt8[Tensor, "t h w 3"]
@@ -37,20 +37,20 @@ class Video:
 
 
 class VideoReader:
-    """Frames of a video file, one after the other, so that a long file needs no memory for all of them.
+    """Reads the frames of a video file one at a time, so that long files need little memory.
 
-    Frames come in display order and as a player shows them (docs/video.md): of the stream that players choose, with
-    square pixels, upright, on white where they are transparent, in BT.709 R'G'B' of standard dynamic range. A reader
-    can be iterated several times, one after the other.
+    Frames are in display order and as a player shows them (docs/video.md): from the stream that players select, with
+    square pixels, upright, blended with white where transparent, in BT.709 R'G'B' of standard dynamic range. A reader
+    can be iterated several times, but not concurrently.
 
     Args:
-        path: A video file of any kind PyAV decodes.
-        allow_truncated: End quietly where a damaged or truncated file can be decoded no further.
-        name: What errors call the argument.
+        path: A video file in any format that PyAV decodes.
+        allow_truncated: End without an error where a damaged or truncated file cannot be decoded further.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: The file is missing, empty or no video; while iterating: it is truncated or damaged, its frames are
-            of several sizes, too large, or of a kind that is not known.
+        KinemaError: The file is missing, empty or not a video; while iterating: it is truncated or damaged, or frames
+            differ in size, are too large, or have an unsupported format.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False, name: str = "path") -> None:
@@ -74,26 +74,26 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._media.close()
 
     @cached_property
     def timing(self) -> Timing:
-        """When the frames are shown; reads all of the file once, and decodes nothing."""
+        """Display times of the frames; reads the whole file once, without decoding."""
         with Media(self.path, self._name) as media:
             return scan(media.container, media.container.streams[self._index], self.path)
 
     @property
     def fps(self) -> float:
-        """Frames a second: the exact rate where frames come regularly, else the mean rate by their own times.
+        """Frames per second: the exact rate if frames are regular, else the mean rate.
 
-        The header's rate, else 24, for a file of one frame or without times.
+        For files with one frame or without times: the header's rate, else 24.
         """
         return self.timing.fps
 
     @property
     def is_variable(self) -> bool:
-        """Whether frames are shown for different times."""
+        """Whether frames have different durations."""
         return self.timing.is_variable
 
     def __iter__(self) -> Iterator[UInt8[Tensor, "h w 3"]]:
@@ -101,10 +101,10 @@ class VideoReader:
             yield frame
 
     def timed(self) -> Iterator[tuple[float, UInt8[Tensor, "h w 3"]]]:
-        """Each frame with the seconds from the first frame to it, which strictly increase.
+        """Yield frames with their time in seconds since the first frame, strictly increasing.
 
         Raises:
-            KinemaError: While iterating: a frame is shown for over an hour.
+            KinemaError: While iterating: a frame lasts over an hour.
         """
         clock, before = _Clock(self.timing), 0.0
         for stated, frame in self._decode():
@@ -117,17 +117,17 @@ class VideoReader:
             before = time
 
     def at_rate(self, fps: float) -> Iterator[UInt8[Tensor, "h w 3"]]:
-        """Frames at another rate: the k-th is the one shown k / fps seconds after the first.
+        """Yield frames resampled to a rate: the k-th is the one shown k / fps seconds after the first.
 
-        Frames are repeated or left out as needed, never mixed. There are `round(fps * duration)` of them, at least
-        one, where the duration includes that of the last frame.
+        Frames are repeated or dropped, never blended. Their number is `round(fps * duration)`, at least one, where the
+        duration includes the last frame.
 
         Raises:
-            KinemaError: `fps` is not in [0.001, 1000]; while iterating: a frame is shown for over an hour.
+            KinemaError: `fps` is not in [0.001, 1000]; while iterating: a frame lasts over an hour.
         """
         if not 0.001 <= fps <= 1000:
             raise KinemaError(f"`fps` (={fps}) must be >= 0.001 and <= 1000")
-        # Stored times are rounded: a frame may be stated a tick later than it is meant.
+        # Stored times are rounded: a frame may be stored up to a tick late.
         slack = min(self.timing.tick, 0.25 / fps) + 1e-9
         count, shown, start = 0, None, 0.0
         for time, frame in self.timed():
@@ -141,8 +141,8 @@ class VideoReader:
                 yield shown
 
     def _decode(self) -> Iterator[tuple[float | None, UInt8[Tensor, "h w 3"]]]:
-        """Frames as displayed, each with the time that the file gives it, in seconds."""
-        if self._used:  # from the beginning again
+        """Yield displayed frames with the stored time in seconds, or None."""
+        if self._used:  # reopen the file to start from the beginning
             self._media.close()
             self._media = Media(self.path, self._name)
             self._stream = self._media.container.streams[self._index]
@@ -168,26 +168,26 @@ class VideoReader:
             for frame in frames:
                 decoded += 1
                 corrupt += frame.is_corrupt
-                # Frames that are flushed after an error have no time base of their own.
+                # Frames flushed after an error have no time base.
                 time = None if frame.pts is None else float(frame.pts * self._stream.time_base)
                 yield time, display(frame)
-        # A cut Matroska file just ends, but says how long it should be; a cut MP4 file fails above.
+        # A truncated Matroska file ends without an error, but its header tells; a truncated MP4 file fails above.
         if (damaged or is_cut_matroska(self.path)) and not self.allow_truncated:
             raise KinemaError(f"{self._argument} must be a complete video file, and it is truncated or damaged")
         if not self.allow_truncated:
             self._warn_of_damage(decoded, corrupt)
 
     def _warn_of_damage(self, decoded: int, corrupt: int) -> None:
-        """Say what decoders pass over in silence: frames made up in part, and packets that give none."""
+        """Warn of damage that decoders ignore: partially decoded frames, and packets without frames."""
         missing = max(0, len(self.timing.times) - decoded)
         if self.timing.by_position or missing >= decoded:
-            missing = 0  # packets of half frames (fields), or of no frame
+            missing = 0  # packets contain fields (half frames), or no frames
         if missing + corrupt:
             logger.warning("%s: it is damaged: %d frames in part, %d altogether", self._argument, corrupt, missing)
 
 
 class _Clock:
-    """Times of decoded frames, one after the other, in seconds since the first."""
+    """Computes the times of decoded frames in sequence, in seconds since the first."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -197,7 +197,7 @@ class _Clock:
         self._count = 0
 
     def __call__(self, stated: float | None) -> float:
-        """The time of the next frame, of which the file says when it is shown."""
+        """Return the time of the next frame, given its stored time or None."""
         times, usual = self._timing.times, 1 / self._timing.fps
         time = 0.0
         if not len(times):
@@ -207,7 +207,7 @@ class _Clock:
             time = stated - self._first
             if not self._timing.is_variable:
                 time = round(time * self._timing.fps) / self._timing.fps
-            self._by_position = time <= self._last  # these are no times of display
+            self._by_position = time <= self._last  # not display times
         if self._by_position or stated is None:
             time = float(times[self._count]) if self._count < len(times) else self._last + usual
             if time <= self._last:
@@ -232,15 +232,15 @@ def read_video(
 
     Args:
         path: The file.
-        max_frames: Stop after so many frames; None reads all.
-        start: Frames to skip first.
-        fps: Read at this rate, as `VideoReader.at_rate` does, to which `start` and `max_frames` refer; None reads the
-            frames that the file has.
-        allow_truncated: Take what can be decoded of a damaged file.
-        name: What errors call the argument `path`.
+        max_frames: Maximum number of frames; None: all.
+        start: Number of frames to skip first.
+        fps: Rate to resample to, see `VideoReader.at_rate`; `start` and `max_frames` count resampled frames. None: the
+            frames of the file.
+        allow_truncated: Return what can be decoded of a damaged file.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: The file is missing, empty, no video, truncated, or has no frame at `start`.
+        KinemaError: The file is missing, empty, not a video, truncated, or has no frame at `start`.
     """
     if start < 0:
         raise KinemaError(f"`start` (={start}) must be >= 0")

@@ -1,4 +1,4 @@
-"""The sound track of a file, carried over into a file that is written."""
+"""Copying of the sound track of a file to an output file."""
 
 import errno
 import io
@@ -20,22 +20,22 @@ AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 1200
 AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
 
 FATAL = frozenset({errno.EIO, errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EPIPE})
-"""Errors that are those of the output, not of the sound."""
+"""Errors caused by the output, not by the sound track."""
 
 TRIED = 4
-"""Packets that are written for a trial before a track is copied."""
+"""Packets written in the trial that tests whether a track can be copied."""
 
 
 class Sound:
-    """The sound track that players choose, packet by packet, beside the video that a `VideoWriter` writes.
+    """The sound track that players select, written packet by packet alongside the video of a `VideoWriter`.
 
-    Packets are copied where the container of the output takes them, and encoded as AAC otherwise. Sound that is
-    damaged, or that cannot be carried over, is never an error: one warning says what became of it.
+    Packets are copied if the output container supports them, and encoded as AAC otherwise. Damaged or unsupported sound
+    causes a warning, never an error.
 
     Args:
         path: A media file.
-        origin: Seconds on the file's clock that are the start of the output.
-        name: What warnings call the file.
+        origin: Time of the file's clock at the start of the output, in seconds.
+        name: Name of the argument in warnings.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, origin: float = 0.0, name: str = "path") -> None:
@@ -49,7 +49,7 @@ class Sound:
         self._waiting: Any = None
         self._last: int | None = None
         self._damaged = 0
-        self.kind: str | None = None  # "copied" or "aac", once it is known
+        self.kind: str | None = None  # "copied" or "aac"; None until attached
 
     @property
     def exists(self) -> bool:
@@ -65,7 +65,7 @@ class Sound:
             self._media = None
 
     def attach(self, container: Any, suffix: str) -> None:
-        """Add a track to a container that is being written, before its first packet; none where there is no sound."""
+        """Add the track to an output container before its first packet is written. Does nothing without sound."""
         if self._stream is None or self._media is None:
             return
         context = self._stream.codec_context
@@ -79,13 +79,13 @@ class Sound:
             self._encoder = self._output.codec_context
             self.kind = "aac"
         else:
-            logger.warning("%s: its sound is of a kind that cannot be read; the output has none", self._argument)
+            logger.warning("%s: its sound cannot be decoded; the output has no sound", self._argument)
             return
         self._packets = self._media.container.demux(self._stream)
         self._waiting = self._next()
 
     def _fits(self, suffix: str) -> bool:
-        """Whether a container takes the track as it is: tried with its first packets, in memory."""
+        """Whether a container supports the track without encoding, tested with its first packets in memory."""
         with Media(self._path, self._name) as media:
             stream = media.container.streams[self._stream.index]
             try:
@@ -100,7 +100,7 @@ class Sound:
                 return False
 
     def write_until(self, time: float, container: Any) -> None:
-        """Write what is heard before a time, in seconds from the start of the output."""
+        """Write the packets before a time, in seconds since the start of the output."""
         while self._waiting is not None and float(self._waiting.dts * self._waiting.time_base) - self._origin < time:
             packet, self._waiting = self._waiting, self._next()
             try:
@@ -111,7 +111,7 @@ class Sound:
                 self._give_up(error)
 
     def finish(self, container: Any) -> None:
-        """Write what is left, and say what was wrong."""
+        """Write the remaining packets, and warn of damage."""
         self.write_until(float("inf"), container)
         if self._encoder is not None:
             self._mux(self._encoder.encode(None), container)
@@ -132,7 +132,7 @@ class Sound:
     def _write(self, packet: Any, container: Any) -> None:
         frames = self._decode(packet)
         if self._encoder is None:
-            # Tracks without increasing times are refused by most containers.
+            # Most containers reject times that do not increase.
             if self._last is None or packet.dts > self._last:
                 self._last = packet.dts
                 shift = round(Fraction(self._origin) / packet.time_base)
@@ -146,7 +146,7 @@ class Sound:
             self._mux(self._encoder.encode(frame), container)
 
     def _decode(self, packet: Any) -> list[Any]:
-        """Frames of a packet, decoded to encode them anew, or else to notice damage."""
+        """Decode a packet, to encode it again or to detect damage."""
         if self._stream.codec_context is None:
             return []
         try:
@@ -163,7 +163,7 @@ class Sound:
 
 
 def _timed(packets: Iterator[Any]) -> Iterator[Any]:
-    """Packets that have content and a time."""
+    """Yield the packets that have content and a time."""
     for packet in packets:
         if packet.size and (packet.dts is not None or packet.pts is not None):
             if packet.dts is None:

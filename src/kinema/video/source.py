@@ -1,4 +1,4 @@
-"""Opening a media file: that file and nothing that it refers to, and the stream of it that a player shows."""
+"""Safe opening of media files, and selection of the video stream."""
 
 import io
 import logging
@@ -24,42 +24,41 @@ CONTAINERS = (
     "png_pipe,jpeg_pipe,jpegls_pipe,j2k_pipe,webp_pipe,bmp_pipe,tiff_pipe,"
     "mp3,wav,w64,flac,aac,ac3,eac3,aiff,caf,amr,ape,au"
 )
-"""FFmpeg's names of the formats that are read. Playlists (HLS, DASH, ffconcat, SDP, ...), which make FFmpeg open other
-files or addresses, are left out on purpose. Sound is in, so that its error can say that there is no picture."""
+"""FFmpeg's names of the supported formats. Playlists (HLS, DASH, ffconcat, SDP, ...), which make FFmpeg open other
+files or URLs, are excluded for safety. Audio formats are included for a clear error about the missing video stream."""
 
 PICTURE_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "tiff", "webp", "jpeg2000", "jpegls", "gif"})
-"""Codecs in which covers are stored."""
+"""Codecs of cover pictures."""
 
 
-# Names and comments in some files are not UTF-8: of no interest here, so never an error. PyAV 19 has this by itself.
+# Ignore metadata that is not UTF-8. PyAV 19 does this by default.
 _TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def silence_ffmpeg() -> None:
-    """Switch PyAV's handling of FFmpeg's log off, which is its default but not where a package has set it.
+    """Disable PyAV's handling of FFmpeg's log, in case another package (such as torchvision 0.22) has enabled it.
 
-    torchvision 0.22 does. FFmpeg's threads then wait for Python's global lock to log what is wrong with a file, while
-    freeing the decoder waits for these threads with that lock held: a damaged file stops the program for ever.
+    With it, damaged files cause a deadlock: FFmpeg's threads wait for Python's global lock to log an error, while
+    freeing the decoder holds that lock and waits for these threads.
     """
     if av.logging.get_level() is not None:
         av.logging.set_level(None)
 
 
 class Media:
-    """A file as a PyAV container, opened by its content. Nothing but this file is read.
+    """A media file opened as a PyAV container, whatever its name. No other file is read.
 
-    The file is opened here rather than by FFmpeg, which would take names such as `concat:a|b`, `http:...` or
-    `frame%d.png` for more than names.
+    The file is opened in Python, because FFmpeg interprets names such as `concat:a|b`, `http:...` or `frame%d.png`.
 
     Attributes:
-        container: PyAV's.
+        container: The PyAV container.
 
     Args:
-        path: The file; any name that the file system allows.
-        name: What errors call the argument.
+        path: The file.
+        name: Name of the argument in errors.
 
     Raises:
-        KinemaError: The file is missing, empty, or of no kind that is read.
+        KinemaError: The file is missing, empty, or not in a supported format.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
@@ -89,13 +88,13 @@ class Media:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self.container.close()
         self._stack.close()
 
 
 class _Bytes:
-    """What FFmpeg may know of a file: its bytes, not its name."""
+    """File object without a name, so that FFmpeg detects the format from the content."""
 
     name = ""
 
@@ -108,10 +107,10 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
 
 
 def best_video_stream(container: Any, path: str | os.PathLike[str], name: str) -> Any:
-    """The video stream that players show: the default one, then the largest; never a cover picture beside another.
+    """Return the video stream that players show: the default one, else the largest; covers only as a last resort.
 
     Raises:
-        KinemaError: There is no video stream, or only a cover, or none that can be decoded.
+        KinemaError: There is no video stream except attached covers, or none that can be decoded, or it is too large.
     """
     argument = f"`{name}` (={str(path)!r})"
     streams = container.streams.video
@@ -119,10 +118,10 @@ def best_video_stream(container: Any, path: str | os.PathLike[str], name: str) -
         raise KinemaError(f"{argument} must have a video stream")
     streams = [stream for stream in streams if not _is_attached(stream)]
     if not streams:
-        raise KinemaError(f"{argument} must have a video stream, and has a cover picture only")
+        raise KinemaError(f"{argument} must have a video stream, and has only a cover picture")
     streams = [stream for stream in streams if stream.codec_context is not None]
     if not streams:
-        raise KinemaError(f"{argument} must be a complete video file, of a kind that can be decoded")
+        raise KinemaError(f"{argument} must be a complete video file in a format that can be decoded")
     if len(streams) > 1:
         stills = _stills(path, name, [s.index for s in streams if s.codec_context.name in PICTURE_CODECS])
         streams = [stream for stream in streams if stream.index not in stills] or streams
@@ -144,7 +143,7 @@ def _preference(stream: Any) -> tuple[bool, bool, int, int]:
 
 
 def _stills(path: str | os.PathLike[str], name: str, indices: list[int]) -> set[int]:
-    """Which of some streams have a single packet: covers that are not marked as such."""
+    """Return which streams have at most one packet: covers that are not marked as such."""
     counts = dict.fromkeys(indices, 0)
     if not counts:
         return set()
@@ -155,14 +154,14 @@ def _stills(path: str | os.PathLike[str], name: str, indices: list[int]) -> set[
                 if min(counts.values()) > 1:
                     break
         except FFmpegError:
-            pass  # a damaged file is reported where its frames are read
+            pass  # damage is reported when frames are read
     return {index for index, count in counts.items() if count <= 1}
 
 
 def decoder_of(stream: Any) -> Any:
-    """The codec context that decodes a stream.
+    """Return the codec context that decodes a stream.
 
-    FFmpeg's own, but for VP8 and VP9 with alpha, which only libvpx reads.
+    This is FFmpeg's default, except for VP8 and VP9 with alpha, which only libvpx supports.
     """
     context = stream.codec_context
     name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name)
@@ -171,7 +170,7 @@ def decoder_of(stream: Any) -> Any:
         if name in av.codecs_available:
             context = av.CodecContext.create(name, "r")
         else:
-            logger.warning("this build of PyAV has no %s: what is transparent is shown as it lies below", name)
+            logger.warning("this build of PyAV has no %s: transparency is ignored", name)
     context.options = {"max_pixels": str(MAX_PIXELS)}
     context.thread_type = "AUTO"
     return context

@@ -1,7 +1,7 @@
-"""When the frames of a video are shown, from the times of its packets: nothing is decoded.
+"""Display times of the frames of a video, computed from packet times without decoding.
 
-The rate in a file's header is often not that of its frames: 1000 for WebM files of variable rate, that of the empty
-packets in AVI files, any rate for slide shows.
+The frame rate in a file's header is often wrong: 1000 in WebM files with variable rate, the rate of empty packets in
+AVI files, any rate in slide shows.
 """
 
 import os
@@ -18,33 +18,33 @@ from av.error import FFmpegError
 from kinema.video.cut import is_cut_matroska
 
 LONGEST_STEP = 10.0
-"""Seconds between frames of a broadcast stream (MPEG-TS, MPEG-PS) from which on its clock is taken to have been set
-anew, as FFmpeg does (`-dts_delta_threshold`)."""
+"""Maximum seconds between frames of a broadcast stream (MPEG-TS, MPEG-PS); a larger step is a clock reset, as in FFmpeg
+(`-dts_delta_threshold`)."""
 
 LONGEST_LEAD = 1.0
-"""Seconds; a file whose first packet comes later starts there, rather than at 0."""
+"""Seconds; a file whose first packet is later than this starts at that packet instead of 0."""
 
 BROADCAST = frozenset({"mpegts", "mpeg"})
 WITHOUT_DISPLAY_TIMES = frozenset({"avi"})
-"""Formats that store no time of display; FFmpeg's guesses are worse than the order of the packets."""
+"""Formats without display times; the order of the packets is more reliable than FFmpeg's guesses."""
 
 COMMON_RATES = tuple(Fraction(rate * 1000, 1001) for rate in (24, 30, 48, 60, 120, 240))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """When frames are shown.
+    """Display times of the frames of a video.
 
     Attributes:
-        fps: Frames a second: the exact rate where the times are regular, else their mean rate.
-        is_variable: Whether frames are shown for different times.
-        times: Seconds since the first frame, strictly increasing, in display order; `(t,)` float64. Empty where the
-            file has no times.
-        last_duration: Seconds for which the last frame is shown.
+        fps: Frames per second: the exact rate if times are regular, else the mean rate.
+        is_variable: Whether frames have different durations.
+        times: Seconds since the first frame, strictly increasing, in display order; `(t,)` float64. Empty if the file
+            has no times.
+        last_duration: Duration of the last frame in seconds.
         start: Seconds from the start of the file to the first frame.
-        origin: Seconds on the file's clock at the start of the file: 0, unless its clock starts elsewhere.
-        tick: Seconds; how finely the file stores times.
-        by_position: The times of decoded frames are not to be trusted; the k-th frame has the k-th of `times`.
+        origin: Time of the file's clock at its start, in seconds; usually 0.
+        tick: Resolution of stored times in seconds.
+        by_position: Times of decoded frames are unreliable; use the k-th of `times` for the k-th frame.
     """
 
     fps: float
@@ -58,32 +58,32 @@ class Timing:
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the end of the last."""
+        """Seconds from the start of the first frame to the end of the last."""
         return (float(self.times[-1]) if len(self.times) else 0.0) + self.last_duration
 
 
 @dataclass
 class _Packets:
-    """Times of the packets that show a frame, in ticks, in the order of the file."""
+    """Times of the packets that contain a visible frame, in ticks and file order."""
 
     shown: array  # display times
     decoded: array  # decoding times
     keys: bytearray
-    end: int | None = None  # when the last packet, shown or empty, ends
+    end: int | None = None  # end of the last packet, including empty ones
 
 
 NONE = -(2**63)
 
 
 def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
-    """Read the times of all packets of a stream; a damaged file gives those before the damage.
+    """Read the times of all packets of a stream, up to the first damage.
 
     Args:
-        container: The file, at its beginning.
-        stream: The stream whose times are wanted.
-        path: The same file.
+        container: The PyAV container, at its beginning.
+        stream: The stream to scan.
+        path: The file of the container.
     """
-    base = Fraction(stream.time_base) if stream.time_base else Fraction(1, 1000)  # PyAV 19 has rationals of its own
+    base = Fraction(stream.time_base) if stream.time_base else Fraction(1, 1000)  # PyAV 19 has its own rational type
     stated = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     fallback = stated[0] if stated else Fraction(24)
     without = container.format.name in WITHOUT_DISPLAY_TIMES
@@ -92,7 +92,7 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
     origin = _origin(container, broadcast)
     ticks, by_position = _display_order(packets, base, fallback, broadcast)
     if not len(ticks):
-        # A raw stream: what it says itself, rather than the 25 that FFmpeg assumes.
+        # A raw stream: use its own rate instead of FFmpeg's default of 25.
         fallback = Fraction(stream.codec_context.framerate or fallback)
         return Timing(fps=float(fallback), is_variable=False, times=np.zeros(0), last_duration=float(1 / fallback),
                       start=0.0, origin=origin, tick=float(base), by_position=False)  # fmt: skip
@@ -105,7 +105,7 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
     if tag and not is_cut_matroska(path):
         end = max(end or 0, round(tag / base))
     last = Fraction(0) if end is None else (end - int(ticks[-1])) * base
-    # A last frame that is said to last no time, or longer than the others by rounding alone, lasts as long as they do.
+    # If the stated duration of the last frame is 0, or differs from the usual one only by rounding, use the usual one.
     usual = 1 / fps
     stays = last > Fraction(3, 2) * usual
     if (rate is not None and not stays) or last <= 0:
@@ -126,7 +126,7 @@ def scan(container: Any, stream: Any, path: str | os.PathLike[str]) -> Timing:
 
 
 def _origin(container: Any, broadcast: bool) -> float:
-    """Where a file's clock starts: streams that lie a little after 0 do so on purpose, but not in broadcasts."""
+    """Return the start of a file's clock: 0 if it starts slightly later, except in broadcast streams."""
     start = (container.start_time or 0) / av.time_base
     return start if broadcast or not 0 <= start <= LONGEST_LEAD else 0.0
 
@@ -156,7 +156,7 @@ def _vp8_shows(data: memoryview) -> bool:
 
 
 def _vp9_shows(data: memoryview) -> bool:
-    """Whether a VP9 packet shows a frame; a superframe (several frames, the last of which is shown) does."""
+    """Whether a VP9 packet shows a frame; superframes (several frames, of which the last is shown) do."""
     if data[-1] & 0xE0 == 0xC0:
         return True
     bits = data[0]
@@ -173,11 +173,11 @@ _SHOWS_A_FRAME: dict[str, Callable[[memoryview], bool]] = {
 
 
 def _display_order(packets: _Packets, base: Fraction, rate: Fraction, broadcast: bool) -> tuple[np.ndarray, bool]:
-    """Times of the frames in ticks, in display order, and whether they are others than the packets' own."""
+    """Return frame times in ticks in display order, and whether they differ from the packets' stored times."""
     shown, decoded = np.array(packets.shown), np.array(packets.decoded)
     keys = np.frombuffer(bytes(packets.keys), dtype=np.uint8)
     if keys.any():
-        # What comes before the first key frame, in the file or on the screen, refers to frames that are not there.
+        # Frames before the first key frame, in file or display order, depend on missing frames.
         first = int(keys.argmax())
         keep = (np.arange(len(shown)) >= first) & ((shown >= shown[first]) | (shown == NONE))
         shown, decoded = shown[keep], decoded[keep]
@@ -202,26 +202,26 @@ def _display_order(packets: _Packets, base: Fraction, rate: Fraction, broadcast:
 
 
 def _jumps(shown: np.ndarray, decoded: np.ndarray, base: Fraction, broadcast: bool) -> np.ndarray:
-    """Where the clock was set anew: backward by half a second, in broadcasts also forward by `LONGEST_STEP`."""
+    """Return clock resets: backward by half a second, in broadcasts also forward by `LONGEST_STEP`."""
     clock = decoded if (decoded != NONE).all() else shown
     change = np.diff(clock) * float(base)
     found = change < (-0.5 if clock is decoded else -LONGEST_STEP)
     if broadcast:
-        # Times of display and of decoding jump together; where only one does, a frame is shown for long.
+        # At a reset, display and decoding times jump together; otherwise a frame has a long duration.
         shown_change = (shown[1:] - np.maximum.accumulate(shown)[:-1]) * float(base)
         found |= (change > LONGEST_STEP) & (shown_change > LONGEST_STEP)
     return np.flatnonzero(found) + 1
 
 
 def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> Fraction | None:
-    """The rate at which times are regular, or None.
+    """Return the frame rate if times are regular up to rounding, else None.
 
-    They are rounded: to whole ticks, or in files that were copied from others to milliseconds.
+    Times are rounded to whole ticks, or in remuxed files to milliseconds.
 
     Args:
         ticks: Times in display order, `(t,)` int64.
-        base: Seconds of a tick.
-        stated: Rates to try first, as a header states them.
+        base: Duration of a tick in seconds.
+        stated: Rates from the header, which are tried first.
     """
     steps, span = len(ticks) - 1, int(ticks[-1] - ticks[0])
     if steps < 1 or span <= 0:
@@ -229,7 +229,7 @@ def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> F
     mean = Fraction(steps, span) / base
     whole = Fraction(max(1, round(mean)))
     near = [rate for rate in COMMON_RATES if abs(rate / mean - 1) < 0.01]
-    # Headers round, too: 29.9697 in place of 30000/1001.
+    # Rates in headers are rounded too: 29.9697 for 30000/1001.
     stated = [next((rate for rate in (*near, whole) if abs(rate / s - 1) < 1e-4), s) for s in stated]
     for rate in (*stated, whole, *near, mean.limit_denominator(1001) or mean, mean):
         period = float(1 / (rate * base))
@@ -240,7 +240,7 @@ def regular_rate(ticks: np.ndarray, base: Fraction, stated: list[Fraction]) -> F
 
 
 def _increasing(times: np.ndarray, period: float) -> np.ndarray:
-    """Times of which none is that of the frame before: a frame that has the same comes half a period later."""
+    """Make times strictly increasing: shift repeated or decreasing ones to half a period after the previous."""
     if len(times) < 2 or (np.diff(times) > 0).all():
         return times
     result = times.copy()
@@ -251,7 +251,7 @@ def _increasing(times: np.ndarray, period: float) -> np.ndarray:
 
 
 def _tagged_duration(tag: str | None) -> Fraction:
-    """Seconds of a Matroska `DURATION` tag, `hours:minutes:seconds`; 0 without one."""
+    """Parse a Matroska `DURATION` tag, `hours:minutes:seconds`, to seconds; 0 if missing or invalid."""
     try:
         hours, minutes, seconds = (tag or "").split(":")
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)

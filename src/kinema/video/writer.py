@@ -1,4 +1,4 @@
-"""Frames to a video file."""
+"""Writing of frames to a video file."""
 
 import math
 import os
@@ -22,31 +22,30 @@ from kinema.video.sound import Sound
 from kinema.video.source import silence_ffmpeg
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
-"""The containers that are written; any that PyAV knows is read."""
+"""Suffixes of the containers that can be written."""
 
 TICK = Fraction(1, 90000)
-"""Seconds; how finely frames with times of their own are placed."""
+"""Resolution in seconds of the times of frames with explicit times."""
 
 
 class VideoWriter:
-    """Writes frames to a video file that appears, complete, when the `with` block ends without an error.
+    """Writes frames to a video file, which is created when the `with` block ends without an error.
 
-    H.264 in a `.mp4`, `.mkv` or `.mov` file: yuv420p where the size is even (what every player plays), else yuv444p;
-    RGB without any loss on request.
+    The codec is H.264, in yuv420p for even sizes (supported by every player), else in yuv444p; optionally lossless RGB.
 
     Args:
-        path: The file to make; missing folders above it are made too.
-        fps: Frames a second; where frames have times of their own, their mean rate, which the file states.
-        lossless: What is read back is bit for bit what was written.
-        overwrite: Replace an existing file.
-        start: Seconds from the start of the file to the first frame; for frames without times of their own.
-        end: Seconds from the start of the file to the end of the last frame, for frames with times of their own; None
-            shows the last frame for 1 / fps.
-        sound: The sound track to write beside the frames.
+        path: The file to create; missing parent folders are created.
+        fps: Frames per second; for frames with explicit times, the mean rate, which the header states.
+        lossless: Whether frames read back must be bit-identical.
+        overwrite: Whether to replace an existing file.
+        start: Seconds from the start of the file to the first frame; for frames without explicit times.
+        end: Seconds from the start of the file to the end of the last frame, for frames with explicit times; None: the
+            last frame lasts 1 / fps.
+        sound: The sound track to write.
 
     Raises:
-        KinemaError: The file exists and `overwrite` is not set, its suffix is none of `VIDEO_SUFFIXES`, or `fps` is not
-            in [0.001, 1000]; later: the file cannot be written.
+        KinemaError: The file exists and `overwrite` is false, its suffix is not in `VIDEO_SUFFIXES`, or `fps` is not in
+            [0.001, 1000]; while writing: the file cannot be written.
     """
 
     def __init__(
@@ -67,22 +66,22 @@ class VideoWriter:
         self.lossless = lossless
         self.start = start
         self._end, self._sound = end, sound
-        # 1001 keeps the broadcast rates, 24000/1001 and its like, exact.
+        # A denominator of 1001 represents broadcast rates such as 24000/1001 exactly.
         self._rate = Fraction(fps).limit_denominator(1001)
         self._timed: bool | None = None
         self._tick = Fraction(0)
-        self._next = 0  # ticks, the earliest time that the next frame may have
+        self._next = 0  # earliest time of the next frame, in ticks
         self._held: Any = None
         self._container: Any = None
         self._stream: Any = None
 
     def __enter__(self) -> "VideoWriter":
-        # Left in this order: the last packets, the end of the container, then the file takes its place.
+        # Exit order: write the last packets, close the container, rename the file.
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(self.path))
             stack.enter_context(self._reporting())
             options = {"movflags": "+faststart"} if self.path.suffix.lower() != ".mkv" else {}
-            # `file:` keeps FFmpeg from taking a part of the name for a protocol.
+            # `file:` keeps FFmpeg from interpreting part of the name as a protocol.
             silence_ffmpeg()
             self._container = stack.enter_context(av.open(f"file:{temporary}", "w", options=options))
             stack.push(self._finish)
@@ -96,7 +95,7 @@ class VideoWriter:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Turn FFmpeg's errors, a full disk among them, into one that names the output."""
+        """Convert FFmpeg's errors, such as a full disk, to errors that name the output."""
         try:
             yield
         except FFmpegError as error:
@@ -115,12 +114,15 @@ class VideoWriter:
             self._sound.finish(self._container)
 
     def write(self, frames: UInt8[Tensor, "t h w 3"], times: Sequence[float] | None = None) -> None:
-        """Append frames, all of one size.
+        """Append frames, all of the same size.
 
         Args:
-            frames: RGB.
-            times: Seconds from the start of the file to each frame, increasing over all calls; None, in all calls,
-                spaces frames evenly.
+            frames: RGB frames.
+            times: Seconds from the start of the file to each frame, increasing over all calls; None in all calls:
+                frames are evenly spaced.
+
+        Raises:
+            KinemaError: frame sizes differ, `times` does not match `frames` or earlier calls, or writing fails.
         """
         if times is not None and len(times) != len(frames):
             raise KinemaError(f"`times` ({len(times)} of them) must be one for each of the {len(frames)} `frames`")
@@ -133,7 +135,7 @@ class VideoWriter:
             if (frames.shape[1], frames.shape[2]) != (self._stream.height, self._stream.width):
                 wanted = f"{self._stream.height}x{self._stream.width}"
                 raise KinemaError(
-                    f"`frames` (of {frames.shape[1]}x{frames.shape[2]}) must be {wanted} like those before"
+                    f"`frames` (of {frames.shape[1]}x{frames.shape[2]}) must be {wanted} like earlier frames"
                 )
             for index, pixels in enumerate(frames.cpu().numpy()):
                 frame = self._encodable(pixels)
@@ -160,26 +162,26 @@ class VideoWriter:
                 self._put(packet)
 
     def _release(self, end: int) -> None:
-        """Write the packet that was held back until the end of its frame, in ticks, was known."""
+        """Write the held packet; `end` is the end of its frame in ticks."""
         self._held.duration = end - self._held.pts
         self._put(self._held)
 
     def _put(self, packet: Any) -> None:
-        if self._sound is not None:  # sound and pictures of one time lie side by side in the file
+        if self._sound is not None:  # interleave sound and video by time
             self._sound.write_until(float(packet.dts * packet.time_base), self._container)
         self._container.mux(packet)
 
     def _open_stream(self, height: int, width: int) -> Any:
         codec, options = ("libx264rgb", {"qp": "0"}) if self.lossless else ("libx264", {"crf": "17"})
         if self._timed:
-            options["bf"] = "0"  # packets in display order: the last one states how long the last frame is shown
+            options["bf"] = "0"  # packets in display order: the last packet sets the duration of the last frame
         stream: Any = self._container.add_stream(codec, rate=self._rate, options=options)
         stream.height, stream.width = height, width
         context = stream.codec_context
         if self._timed:
             self._tick = TICK
         else:
-            # Ticks of a frame each; finer ones where the first frame comes late.
+            # One tick per frame, or finer if the first frame does not start at 0.
             self._step = 1 if self.start == 0 else math.ceil(1 / TICK / self._rate)
             self._tick = 1 / self._rate / self._step
             self._next = round(self.start / self._tick)
@@ -205,13 +207,13 @@ def write_video(
     lossless: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a clip to a file; arguments and errors as of `VideoWriter`."""
+    """Write a clip to a file; arguments and errors as in `VideoWriter`."""
     with VideoWriter(path, fps, lossless=lossless, overwrite=overwrite) as writer:
         writer.write(frames)
 
 
 def check_output_video(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """`check_output_file` for a video file, whose suffix must be one that is written."""
+    """Check that a video file may be written, and that its suffix is in `VIDEO_SUFFIXES`."""
     if Path(path).suffix.lower() not in VIDEO_SUFFIXES:
         raise KinemaError(f"`output` (={str(path)!r}) must end in one of {', '.join(VIDEO_SUFFIXES)}")
     check_output_file(path, overwrite=overwrite)

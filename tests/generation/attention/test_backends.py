@@ -170,7 +170,7 @@ def test_autocast_changes_no_choice(pattern: DynamicPattern):
         plans.append(pattern.plan(grid, 3, 0, query, key, value=value))
         order = pattern.order(grid)
         arranged: Any = (order.arrange(x, 2) for x in (query, key, value))
-        plans.append(functional._plan(pattern, grid, *arranged, num_extra_tokens=0, step=None, given=order))
+        plans.append(functional._plan(pattern, grid, *arranged, num_extra_tokens=0, step=None, input_order=order))
     for plan in plans[1:]:
         assert torch.equal(plan.seen()[0], plans[0].seen()[0])
 
@@ -215,7 +215,7 @@ def test_what_fails_is_run_by_another_that_says_so(caplog: pytest.LogCaptureFixt
 
 
 def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixture):
-    functional._say.cache_clear()  # other tests have made it speak
+    functional._log_once.cache_clear()  # other tests have made it speak
     grid = Grid(2, 4, 3)
     tensors: Any = [x.requires_grad_() for x in inputs(grid)]
     with caplog.at_level(logging.INFO):
@@ -235,7 +235,7 @@ def test_auto_takes_the_fastest_and_says_why_once(caplog: pytest.LogCaptureFixtu
     assert "flex: its CPU kernels have no backward pass" in caplog.text
     with caplog.at_level(logging.INFO), torch.no_grad():
         sparse_attention(*tensors, pattern=SlidingTile((1, 2, 3), (1, 3, 1)), grid=grid)
-    assert "flex: gathering needs no compilation" in caplog.text
+    assert "flex: on a CPU, gather needs no compilation" in caplog.text
 
 
 @pytest.mark.parametrize(

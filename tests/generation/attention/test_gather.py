@@ -22,7 +22,7 @@ from kinema.generation.attention import (
 )
 from kinema.generation.attention.backends import gather
 from kinema.generation.attention.backends.rows import rows_of
-from kinema.generation.attention.backends.space import Space, Tokens
+from kinema.generation.attention.backends.token_rows import Buffers, TokenRows
 from kinema.generation.attention.layout import TokenMask
 
 
@@ -164,7 +164,7 @@ def test_keys_that_all_heads_share_are_not_copied_for_each():
     grid, pattern = Grid(3, 5, 4), SlidingTile((2, 2, 3), (1, 3, 1))
     query, key, value = inputs(grid)
     shared = [x[:, :1].expand(-1, 3, -1, -1) for x in (key, value)]
-    assert Tokens.of(shared[0]).rows.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+    assert TokenRows.of(shared[0]).rows.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
     expected = reference((query, *(x.contiguous() for x in shared)), pattern, grid, 0)
     out = sparse_attention(query, *shared, pattern=pattern, grid=grid, backend="gather")
     assert (out - expected).abs().max() <= 1e-5
@@ -181,8 +181,10 @@ def test_neighbours_are_joined_where_that_is_faster(pattern: StaticPattern, size
     sizes: set[int] = set()
     for row, away in rows_of(layout, 2, 12, torch.device("cpu")):
         assert torch.equal(away, torch.arange(24))
-        sizes.add(row.own.shape[1])
-        for own, keys, full in zip(row.own, row.keys, row.full if row.full is not None else [None], strict=True):
+        sizes.add(row.query_tiles.shape[1])
+        for own, keys, full in zip(
+            row.query_tiles, row.key_tiles, row.full if row.full is not None else [None], strict=True
+        ):
             queries[own] += 1
             assert torch.equal(seen[own].any(0).nonzero()[:, 0], keys.sort().values)
             assert full is None or whole[own][:, keys[:full]].all()
@@ -194,13 +196,13 @@ def test_neighbours_are_joined_where_that_is_faster(pattern: StaticPattern, size
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batches of calls whose rows were worked out anew."""
     batches: list[int] = []
-    original = gather._Work._make
+    original = gather._Work._make_chunks
 
     def watched(work: Any, width: int) -> Any:
         batches.append(work.batch)
         return original(work, width)
 
-    monkeypatch.setattr(gather._Work, "_make", watched)
+    monkeypatch.setattr(gather._Work, "_make_chunks", watched)
     return batches
 
 
@@ -220,12 +222,12 @@ def test_what_is_worked_out_for_a_layout_is_kept(made: list[int], monkeypatch: p
             before = len(made)
             assert (sparse_attention(*tensors, **options) - expected).abs().max() <= 1e-5
             assert len(made) == before
-            assert len(kept) <= gather._MOST_CALLS
+            assert len(kept) <= gather._MAX_CALLS
     tensors = inputs(grid, 2)
     for masks in (torch.tensor([[True, False], [True, True]]), torch.tensor([[False, False], [False, True]])):
         expected = reference(tensors, pattern, grid, 2, masks)
         assert (sparse_attention(*tensors, extra_mask=masks, **options) - expected).abs().max() <= 1e-5
-    monkeypatch.setattr(gather, "_MOST_KEPT", 100)
+    monkeypatch.setattr(gather, "_MAX_KEPT", 100)
     kept.clear()
     sparse_attention(*tensors, **options)
     assert not kept
@@ -257,7 +259,7 @@ def test_a_mask_of_extra_tokens_is_known_again(made: list[int]):
 
 
 def test_space_is_used_again_and_gives_what_is_asked():
-    space, x = Space(), torch.arange(12.0).view(3, 2, 2)
+    space, x = Buffers(), torch.arange(12.0).view(3, 2, 2)
     first = space.select("key", x, torch.tensor([2, 0]))
     assert torch.equal(first, x[[2, 0]])
     again = space.select("key", x, torch.tensor([1]))

@@ -35,7 +35,7 @@ def family(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(autouse=True)
 def _fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged tiles stay in order through the blocks, however many slots are empty."""
-    monkeypatch.setattr(schedule, "_MOST_FILL", 100.0)
+    monkeypatch.setattr(schedule, "_MAX_FILL", 100.0)
 
 
 @torch.no_grad()

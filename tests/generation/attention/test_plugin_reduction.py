@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kinema.errors import KinemaError
 from kinema.generation.attention import TokenReduction, apply_sparse_attention, remove_sparse_attention
-from kinema.generation.attention.plugin import FAMILIES
+from kinema.generation.attention.plugin import TRANSFORMER_FAMILIES
 from plugging import CASES, FIRST, GRID, Case, assert_near, has_leading, replaced
 
 
@@ -57,7 +57,7 @@ def test_nothing_merged_is_the_stock_transformer(family: Case) -> None:
 @torch.no_grad()
 def test_dense_steps_and_layers_are_not_reduced(family: Case) -> None:
     model = family.make()
-    num_layers = len(FAMILIES[type(model).__name__].attentions(model))
+    num_layers = len(TRANSFORMER_FAMILIES[type(model).__name__].attentions(model))
     stock = [family.run(model, timestep=torch.full((2,), t)) for t in (900, 700)]
     apply_sparse_attention(model, TokenReduction(), dense_steps=1)
     assert_near(family.run(model, timestep=torch.full((2,), 900)), stock[0])

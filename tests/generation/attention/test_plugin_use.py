@@ -18,7 +18,8 @@ from kinema.generation.attention import (
     apply_sparse_attention,
     remove_sparse_attention,
 )
-from kinema.generation.attention.plugin import FAMILIES
+from kinema.generation.attention.plugin import TRANSFORMER_FAMILIES
+from kinema.generation.attention.plugin import apply as plugin_apply
 from kinema.generation.attention.plugin.forward import StepCounter
 from plugging import CASES, FIRST, GRID, TILED, Case, assert_near, plans
 
@@ -36,7 +37,7 @@ def test_removing_brings_back_what_was_there(family: Case) -> None:
         apply_sparse_attention(model, TILED)
     handles = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     # One before and one behind the transformer, one before the output, and those at the entries.
-    assert sum(handles) == 3 + len(FAMILIES[type(model).__name__].entries(model))
+    assert sum(handles) == 3 + len(TRANSFORMER_FAMILIES[type(model).__name__].entries(model))
     for _ in range(2):
         remove_sparse_attention(model)
     assert model.attn_processors == processors
@@ -87,7 +88,7 @@ def test_adapters_work(family: Case) -> None:
     model = family.make()
     apply_sparse_attention(model, Window(size=(9, 9, 9)))
     before = family.run(model)
-    for attention in FAMILIES[type(model).__name__].attentions(model):
+    for attention in TRANSFORMER_FAMILIES[type(model).__name__].attentions(model):
         attention.to_q, attention.to_v = LowRank(attention.to_q), LowRank(attention.to_v)
     out = family.run(model)
     remove_sparse_attention(model)
@@ -207,7 +208,7 @@ def test_dense_steps_and_layers(family: Case) -> None:
     for _ in range(2):
         same = [torch.equal(family.run(model, **at(t)), out) for t, out in zip((900, 600, 300), stock, strict=True)]
         assert same == [True, False, True]
-    num_layers = len(FAMILIES[type(model).__name__].attentions(model))
+    num_layers = len(TRANSFORMER_FAMILIES[type(model).__name__].attentions(model))
     apply_sparse_attention(model, PatternSchedule((TILED,), dense_layers=tuple(range(num_layers))))
     assert torch.equal(family.run(model, **at(900)), stock[0])
     apply_sparse_attention(model, TILED, min_tokens=GRID.num_tokens + 1)
@@ -244,9 +245,19 @@ def test_mistakes_are_found_before_any_change(arguments: dict[str, Any], named: 
     assert not model._forward_pre_hooks
 
 
+def test_a_family_is_added_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, wan, families = CASES["wan"].make(), TRANSFORMER_FAMILIES["WanTransformer3DModel"], {}
+    monkeypatch.setattr(plugin_apply, "TRANSFORMER_FAMILIES", families)
+    with pytest.raises(KinemaError, match=r"`transformer` .=WanTransformer3DModel. must be one of"):
+        apply_sparse_attention(model, TILED)
+    families["ModelMixin"] = wan  # a base class of the model
+    apply_sparse_attention(model, TILED)
+    assert all(attention.processor.stock for attention in wan.attentions(model))
+
+
 def test_the_plugin_imports_no_family() -> None:
     modules = [module for name, module in sys.modules.items() if name.startswith("kinema.generation.attention.plugin")]
-    assert len(modules) > len(FAMILIES)
+    assert len(modules) > len(TRANSFORMER_FAMILIES)
     for module in modules:
         origins = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
         assert not any(origin.startswith("diffusers") for origin in origins), module

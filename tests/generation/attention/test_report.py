@@ -34,7 +34,7 @@ from kinema.generation.attention import (
     Temporal,
     TileTopK,
 )
-from kinema.generation.attention.architectures import ARCHITECTURES, Architecture, find_architecture
+from kinema.generation.attention.architectures import Architecture, find_architecture
 from kinema.generation.attention.picture import draw_masks, head_views
 from kinema.generation.attention.report import attention_report
 
@@ -237,7 +237,7 @@ def test_kinemas_transformer_costs_what_it_costs():
     text = torch.zeros(1, 24, dtype=torch.long)
     latents = torch.zeros(1, 4, 2, 3, 4)
     flops = counted(model, {"blocks": 2}, hidden_states=latents, timestep=torch.ones(1), encoder_hidden_states=text)
-    assert flops == expected(ARCHITECTURES["tiny"], 24)
+    assert flops == expected(find_architecture("tiny"), 24)
 
 
 def test_sizes_are_those_of_diffusers():
@@ -253,7 +253,7 @@ def test_sizes_are_those_of_diffusers():
         ("ltx-video", "LTXVideoTransformer3DModel"),
         ("cogvideox-2b", "CogVideoXTransformer3DModel"),
     ):
-        sizes, own = ARCHITECTURES[model], defaults(name)
+        sizes, own = find_architecture(model), defaults(name)
         assert sizes.num_heads == own["num_attention_heads"]
         assert sizes.dim == own["num_attention_heads"] * own["attention_head_dim"]
         assert sizes.num_layers == own["num_layers"] + own.get("num_single_layers", 0)
@@ -299,7 +299,7 @@ def test_mistakes_are_named(call: Callable, message: str):
 def test_views_are_of_the_mask(grid: Grid, make: Callable):
     pattern = make()
     for view in head_views([pattern], grid):
-        own = view.own.flatten()
+        own = view.queries.flatten()
         assert own.any()
         assert view.share.shape == grid.sizes
         assert 0 <= view.tiles.min() <= view.tiles.max() <= 2

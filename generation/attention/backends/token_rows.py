@@ -1,4 +1,4 @@
-"""Tokens wherever memory has them, and memory that is used again and again within a call.
+"""Views of tensors as rows of tokens, and reusable buffers.
 
 Shapes: b batch, h heads, n tokens, d head width.
 """
@@ -12,34 +12,34 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """Tokens of all heads and clips as rows, in whatever order and with whatever else between them.
+class TokenRows:
+    """The memory of a ``(b, h, n, d)`` tensor as rows of width d, addressed by clip, head and token.
 
     Attributes:
-        rows: the memory from the first token to the last, seen as rows.
-        strides: rows from a clip, a head, a token to the next.
+        rows: memory from the first token to the last; may contain rows of other tensors.
+        strides: distance in rows between clips, heads and tokens.
     """
 
     rows: Float[Tensor, "_ d"]
     strides: tuple[int, int, int]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "b h n d"]) -> "Tokens":
-        """Those of a tensor; a view where its numbers stand in rows, as those of transposed and sliced tensors do."""
+    def of(cls, x: Float[Tensor, "b h n d"]) -> "TokenRows":
+        """Make the rows of a tensor: a view where strides allow it, as for transposed and sliced tensors."""
         x = x if _has_rows(x) else x.contiguous()
         width = x.shape[3]
-        # Where there is one clip, head or token only, a stride says nothing.
+        # The stride of an axis of size 1 is arbitrary.
         clip, head, token = (
             stride // width * (size > 1) for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
         )
         last = sum((size - 1) * stride for size, stride in zip(x.shape[:3], (clip, head, token), strict=True))
         return cls(x.as_strided((last + 1, width), (width, 1)), (clip, head, token))
 
-    def index(self, lanes: Int[Tensor, "l r"], num_heads: int, places: Int[Tensor, "r x"]) -> Int[Tensor, " lrx"]:
-        """Rows of tokens at places of lanes, which are heads, those of the second clip behind those of the first."""
+    def index(self, lanes: Int[Tensor, "l r"], num_heads: int, positions: Int[Tensor, "r x"]) -> Int[Tensor, " lrx"]:
+        """Return the rows of tokens at `positions` of `lanes` (heads, numbered clip by clip)."""
         clip, head, token = self.strides
         first = lanes // num_heads * clip + lanes % num_heads * head
-        return (first[:, :, None] + places * token).flatten()
+        return (first[:, :, None] + positions * token).flatten()
 
 
 def _has_rows(x: Tensor) -> bool:
@@ -49,20 +49,20 @@ def _has_rows(x: Tensor) -> bool:
 
 
 def zeros_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:
-    """Zeros that stand as those of another tensor, but in rows."""
+    """`torch.zeros_like` that keeps strides only if they form rows."""
     return empty_like(x, dtype).zero_()
 
 
 def empty_like(x: Float[Tensor, "b h n d"], dtype: torch.dtype | None = None) -> Float[Tensor, "b h n d"]:
-    """Memory of the shape of another tensor, that stands as that does, but in rows."""
+    """`torch.empty_like` that keeps strides only if they form rows."""
     empty = torch.empty_like(x, dtype=dtype)
     return empty if _has_rows(empty) else torch.empty_like(empty, memory_format=torch.contiguous_format)
 
 
-class Space:
-    """Named buffers, as large as the largest tensor they held. What a name held is lost when it is used again.
+class Buffers:
+    """Named buffers that grow to the largest tensor they held. Reusing a name overwrites its previous tensor.
 
-    New memory costs a CPU more than the copy that fills it: pages are handed over, and zeroed, one by one.
+    On a CPU, allocating new memory costs more than filling it, because the system zeroes new pages.
     """
 
     def __init__(self) -> None:
@@ -75,9 +75,9 @@ class Space:
         return held[:size].view(shape)
 
     def select(self, name: str, x: Tensor, index: Tensor) -> Tensor:
-        """``x[index]``."""
+        """Return ``x[index]`` in the named buffer."""
         return torch.index_select(x, 0, index, out=self._take(name, x, (len(index), *x.shape[1:]), x.dtype))
 
     def to(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`x` in another type; itself where it has it already."""
+        """Convert `x` to a dtype in the named buffer; return `x` itself if it has that dtype."""
         return x if x.dtype == dtype else self._take(name, x, tuple(x.shape), dtype).copy_(x)
