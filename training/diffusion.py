@@ -40,7 +40,7 @@ from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.task import Task
 from kinema.training.text import load_pipeline, make_text_encoder, vocabulary_hash
-from kinema.training.tokenizer import load_tokenizer
+from kinema.training.tokenizer import load_own_tokenizer
 from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class DiffusionTask(Task[Batch]):
         self.processes_per_batch = config.context_parallel
         self.rank = accelerator.process_index // self.processes_per_batch
         self.world_size = accelerator.num_processes // self.processes_per_batch
-        self.vae = load_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
+        self.vae = load_own_tokenizer(config.tokenizer).to(accelerator.device).eval().requires_grad_(False)
         if not self.vae.has_grid:
             kind = type(self.vae).__name__
             raise KinemaError(f"`tokenizer` (={config.tokenizer}, a {kind}) must have latents on a grid")
