@@ -31,8 +31,7 @@ SHIPPED = ("kl-4x8x8-c16", "fsq-4x8x8-32768")
 
 def linear_code(tokenizer: CausalVideoTokenizer, clips: list[Tensor]) -> CausalVideoTokenizer:
     """An untrained tokenizer of the same layout: its linear path alone, set to the KLT of the clips."""
-    names = ("bottleneck", "latent_channels", "fsq_levels", "codebook_size", "ratios")
-    layout = {name: tokenizer.config[name] for name in names}
+    layout = {name: tokenizer.config[name] for name in ("bottleneck", "ratios")}
     stages = len(layout["ratios"]) + 1
     widths, blocks = (8,) * stages, (0,) * stages
     code = CausalVideoTokenizer(

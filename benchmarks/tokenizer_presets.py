@@ -16,9 +16,9 @@ import torch
 from kinema.files import atomic_path
 from kinema.flops import FlopCounter
 from kinema.tokenizers.base import LatentTokenizer
-from kinema.tokenizers.causal_vae.presets import Stated
+from kinema.tokenizers.presets import Cost
 from kinema.tokenizers.quantizers import DiscreteBottleneck
-from kinema.tokenizers.registry import PRESETS, make_tokenizer, stated
+from kinema.tokenizers.registry import PRESETS, find_preset, make_tokenizer
 
 CLIP = (1, 3, 17, 256, 256)
 BEGIN, END = "<!-- presets: begin -->", "<!-- presets: end -->"
@@ -31,7 +31,7 @@ def build(name: str) -> LatentTokenizer:
 
 
 @torch.no_grad()
-def measure(model: LatentTokenizer) -> Stated:
+def measure(model: LatentTokenizer) -> Cost:
     """Counts a model on the meta device; to three significant digits."""
     video = torch.empty(CLIP, device="meta")
     with FlopCounter() as encoding:
@@ -43,7 +43,7 @@ def measure(model: LatentTokenizer) -> Stated:
         encoding.get_total_flops() / 1e9,
         decoding.get_total_flops() / 1e9,
     )
-    return Stated(*(float(f"{count:.3g}") for count in counts))
+    return Cost(*(float(f"{count:.3g}") for count in counts))
 
 
 def information(model: LatentTokenizer) -> tuple[str, str]:
@@ -56,14 +56,14 @@ def information(model: LatentTokenizer) -> tuple[str, str]:
 
 
 def table() -> str:
-    """All presets as Markdown, with the figures that presets.py states."""
+    """All presets as Markdown, with the costs that the presets state."""
     lines = [
         "| Preset | Ratio (time, height, width) | Bottleneck | Latent values : video values | Bits per pixel "
         "| Parameters (M) | GFLOP encode | GFLOP decode |",
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for name in PRESETS:
-        model, cost = build(name), stated(name)
+        model, cost = build(name), find_preset(name).cost
         q = model.quantizer
         ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
         ratio = f"{ct}, {cs}, {cs}"
@@ -79,9 +79,9 @@ def table() -> str:
 
 
 def rows() -> str:
-    """What presets.py states, measured."""
+    """The cost column of the presets, measured."""
     measured = {name: measure(build(name)) for name in PRESETS}
-    return "\n".join(f"{n}: Stated({s.parameters:g}, {s.encode:g}, {s.decode:g})" for n, s in measured.items())
+    return "\n".join(f"{n}: Cost({s.parameters:g}, {s.encode:g}, {s.decode:g})" for n, s in measured.items())
 
 
 def update(path: Path) -> None:

@@ -32,6 +32,7 @@ from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.frames.ssim import ssim
 from kinema.files import atomic_path
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
+from kinema.tokenizers.registry import make_tokenizer
 from kinema.training.config import VALIDATION_PREFIXES, TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
 from kinema.training.ema import EMA
@@ -158,7 +159,7 @@ class Benchmark:
         return figures
 
     def klt(self) -> dict[str, Any]:
-        model = CausalVideoTokenizer.from_preset(KINEMA).eval()
+        model = make_tokenizer(KINEMA).eval()
         model.init_linear(self.batches(step) for step in range(KLT_BATCHES))
         return evaluate(model, self.held_out)
 
@@ -170,7 +171,7 @@ class Benchmark:
         return {"parameters": parameters, **spent, **evaluate(model, self.held_out)}
 
     def kinema(self, label: str, part_done: Callable[[int, float], float]) -> dict[str, Any]:
-        model = CausalVideoTokenizer.from_preset(KINEMA)
+        model = make_tokenizer(KINEMA)
         started = time.process_time()
         model.init_linear(self.batches(step) for step in range(KLT_BATCHES))
         model.freeze_linear()

@@ -27,12 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinema import CausalVideoTokenizer
 from kinema.apps.loading import pick_device
 from kinema.errors import KinemaError
 from kinema.flops import FlopCounter
-from kinema.tokenizers.causal_vae.presets import PRESETS
 from kinema.tokenizers.published.loading import load_tokenizer
+from kinema.tokenizers.registry import PRESETS, make_tokenizer
 from kinema.training.config import parse_shape
 from kinema.weights import EMBEDDED
 
@@ -55,7 +54,7 @@ class Kinema:
 
     def __init__(self, name: str, device: str) -> None:
         if name in PRESETS and name not in EMBEDDED:
-            model: Any = CausalVideoTokenizer.from_preset(name)
+            model: Any = make_tokenizer(name)
             self.model = model.to(device).eval()
         else:
             self.model = load_tokenizer(name, device)

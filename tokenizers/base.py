@@ -1,29 +1,25 @@
-"""What all of kinema's tokenizers share: checks, padding, streams, tiles, precision, latent statistics.
+"""What all of kinema's tokenizers share: loading, encoding and decoding of whole clips and of streams, precision.
 
-A subclass builds `quantizer`, `encoder` and `decoder` and says its ratios; how pixels become latents is theirs.
+A subclass builds `quantizer`, `encoder` and `decoder` and sets its compression ratios.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line, quiet_casting
-from kinema.machine import inference_mode_disabled
 from kinema.tokenizers.checks import (
     check_config_keys,
     check_latents,
-    check_statistics,
+    check_values,
     check_video,
     check_weights,
     checked_chunks,
@@ -31,69 +27,82 @@ from kinema.tokenizers.checks import (
     wanted_size,
 )
 from kinema.tokenizers.interface import TokenizerOutput, pad_to_grid, repeat_ends
-from kinema.tokenizers.quantizers import Bottleneck
+from kinema.tokenizers.normalization import NormalizedLatents, Statistic
+from kinema.tokenizers.quantizers import BOTTLENECKS, Bottleneck, make_bottleneck, nested_bottleneck
 from kinema.tokenizers.streaming import StreamCache, open_stream, whole_steps
 from kinema.tokenizers.tiling import Tiling, run_tiled
 
 quiet_casting()
 
 PIECE_PIXELS = 17 * 512 * 512
-"""Outside training a clip passes in pieces of at most so many pixels (frames · height · width), but one latent step."""
+"""Most pixels (frames · height · width) of a piece in framewise encoding and decoding; at least one latent step."""
 TILE_SIZE = 1024
-"""Frames larger than this along an axis are cut into tiles, unless tiling is disabled."""
-
-AnyTokenizer = TypeVar("AnyTokenizer", bound="LatentTokenizer")
+"""Default of `tile_size`, in pixels."""
 
 
-class LatentTokenizer(ModelMixin, ConfigMixin):
+class LatentTokenizer(NormalizedLatents, AutoencoderMixin):
     """A causal video tokenizer: clips of any length and size to latents, and back; one frame is an image.
 
     A subclass sets in `__init__`:
-        quantizer: The bottleneck.
-        encoder: ``(video (b, 3, t, h, w), cache) -> (b, c, t', h', w')`` float32, whole latent steps; with an attribute
-            `context`, the latent cells that an output can depend on to either side, and `grain` if it has windows.
+        quantizer: The bottleneck, by `_init_bottleneck`.
+        encoder: ``(video (b, 3, t, h, w), cache) -> (b, c, t', h', w')`` float32, whole latent steps. Its attribute
+            `context` is the spatial receptive field of an output to either side, in latent cells; `grain` is the size
+            of its windows, if it has any.
         decoder: ``(latents (b, z, t', h', w'), cache) -> (b, 3, t, h, w)``, likewise.
-        _temporal_ratio, _spatial_ratio: Frames of a latent step, pixels of a latent cell.
+        _temporal_ratio, _spatial_ratio: The compression ratios, in frames and pixels.
 
-    One whose latents are no grid overrides `_hidden`, `_hidden_pieces`, `_decoded` and `_decoded_pieces`.
+    A subclass whose latents are not a grid overrides `_hidden`, `_hidden_pieces`, `_decoded` and `_decoded_pieces`.
 
     Attributes:
-        presets: The class's arguments by preset; a subclass names its table here.
-        has_grid: Whether latents are a grid in time and space, which a diffusion model over them needs.
+        has_grid: Whether latents are a grid in time and space, as a diffusion model needs them.
+        use_framewise_encoding, use_framewise_decoding: Process clips of more than `PIECE_PIXELS` in pieces along time,
+            as a stream, so that memory does not grow with their length. On by default.
+        use_tiling, tile_size: Divide frames of more than `tile_size` pixels along an axis into tiles of at most that
+            size. On by default, with 1024 pixels.
+        use_slicing: Process the clips of a batch one by one. Off by default.
+
+    The flags apply to `encode` and `decode`, with gradients or without. `forward` ignores them: in training, pieces
+    save no memory.
     """
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True
     has_grid = True
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    use_framewise_encoding = True
+    use_framewise_decoding = True
+    use_tiling = True
+    tile_size = TILE_SIZE
+    use_slicing = False
 
     quantizer: Bottleneck
     encoder: Any
     decoder: Any
     _temporal_ratio: int
     _spatial_ratio: int
-    _tile_size: int | None = TILE_SIZE
-    _statistics_on: tuple[Any, Tensor] | None = None
+
+    def _init_bottleneck(
+        self,
+        bottleneck: Mapping[str, Any],
+        latents_mean: Statistic,
+        latents_std: Statistic,
+        classes: Mapping[str, type[Bottleneck]] = BOTTLENECKS,
+    ) -> None:
+        """Build the bottleneck, and set the statistics of its latents."""
+        self.quantizer = make_bottleneck(bottleneck, classes)
+        self._set_statistics(latents_mean, latents_std)
 
     @classmethod
-    def from_preset(cls: type[AnyTokenizer], name: str) -> AnyTokenizer:
-        """An untrained tokenizer.
-
-        Raises:
-            KinemaError: There is no preset of this name.
-        """
-        if name not in cls.presets:
-            known = ", ".join(sorted(cls.presets)) or f"those of {cls.__name__}, which has none"
-            raise KinemaError(f"`preset` (={name!r}) must be one of {known}")
-        return cls(**cls.presets[name])
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Build an untrained tokenizer from a config, also from one in the form before 0.2 (`nested_bottleneck`)."""
+        return super().from_config(nested_bottleneck(config), return_unused_kwargs, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """A saved tokenizer, from a folder or a hub.
+        """Load a saved tokenizer from a folder or a hub.
 
         Raises:
-            KinemaError: The folder's weights are not those of its config, it holds a tokenizer of another class, or the
-                config has a key that is no argument of this one.
+            KinemaError: The weights do not fit the config, the folder holds a tokenizer of another class, or a key of
+                the config is unknown.
         """
         folder = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
@@ -101,17 +110,16 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             name = config.get("_class_name")
             if name != cls.__name__:
                 raise KinemaError(f"`{folder}` (of class {name}) must hold a {cls.__name__}")
-            check_config_keys(config, cls.__init__, folder)
+            check_config_keys(nested_bottleneck(config), cls.__init__, folder)
         try:
             with parameters_limited(folder) if folder.is_dir() else nullcontext():
                 model: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except KinemaError:
             raise
-        except Exception as error:  # a config may lead to any kind
+        except Exception as error:  # damaged configs cause errors of any type
             raise KinemaError(f"`{folder}` cannot be loaded as a {cls.__name__}: {one_line(error)}") from error
         if folder.is_dir():
             check_weights(model, folder)
-        check_statistics(model.config.latents_mean, model.config.latents_std, model.latent_channels, folder)
         return model
 
     @property
@@ -130,33 +138,37 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, video: Tensor) -> TokenizerOutput:
-        """Deterministic latents of a clip.
+        """Encode a clip to deterministic latents.
 
         Args:
             video: ``(b, 3, t, h, w)``, float in [-1, 1]; any number of frames and any size (padded to whole latent
-                cells). Where no gradient is computed (`torch.no_grad`), a long clip passes in pieces and a large frame
-                in tiles, so that memory grows with the latents only.
+                cells).
 
         Returns:
-            `.latents` ``(b, z, 1 + ceil((t-1)/ct), ceil(h/cs), ceil(w/cs))``, the mode for KL and the code otherwise.
+            `.latents` ``(b, z, 1 + ceil((t-1)/ct), ceil(h/cs), ceil(w/cs))``: the mode for KL, else the code.
 
         Raises:
-            KinemaError: The video is of another type, shape or range, or holds NaN.
+            KinemaError: Shape, type or range of the video is wrong, or it holds NaN.
         """
         check_video(video)
-        return self._quantized(self._hidden(video), video.shape[2:])[0]
+        return self._quantized(self._by_slices(self._hidden, video), video.shape[2:])[0]
 
-    def _hidden(self, video: Tensor) -> Tensor:
-        """What the encoder makes of a whole clip."""
+    def _by_slices(self, function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        return torch.cat([function(part) for part in batch.split(1)]) if self.use_slicing else function(batch)
+
+    def _hidden(self, video: Tensor, whole: bool = False) -> Tensor:
+        """The encoder's output for a clip; `whole` ignores the flags."""
         padded = pad_to_grid(video, self._temporal_ratio, self._spatial_ratio)
-        if torch.is_grad_enabled():
+        if whole:
             return self.encoder(padded.to(self._type_of(self.encoder)))
-        return torch.cat(list(self._hidden_pieces([padded], StreamCache())), dim=2)
+        if self.use_framewise_encoding:
+            return torch.cat(list(self._hidden_pieces([padded], StreamCache())), dim=2)
+        return self._pass(self.encoder, padded)
 
     def _quantized(
         self, hidden: Tensor, size: tuple[int, ...], sample: bool = False, generator: torch.Generator | None = None
     ) -> tuple[TokenizerOutput, Tensor]:
-        """The output of a clip of this size, and the latents that the decoder gets (drawn, where `sample` is set)."""
+        """The output for a clip of this size, and the decoder's input (a sample, if `sample` is set)."""
         code = self.quantizer(hidden, sample=sample, generator=generator)
         t, h, w = size
         output = TokenizerOutput(
@@ -174,19 +186,24 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     def decode(
         self, latents: Tensor, num_frames: int | None = None, height: int | None = None, width: int | None = None
     ) -> DecoderOutput:
-        """Video of latents, `.sample` ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
+        """Decode latents to video, `.sample` ``(b, 3, t, h, w)``, about [-1, 1] (not clamped).
 
         Args:
             latents: ``(b, z, t', h', w')``, as from `encode`, not normalised.
-            num_frames, height, width: Crop the video to this size; whole latent cells unless told.
+            num_frames, height, width: Crop the video to this size; by default, whole latent cells.
 
         Raises:
-            KinemaError: The latents are not of this tokenizer, or the wanted size does not end in the last latent cell.
+            KinemaError: Shape, type or values of the latents are wrong, or the size does not end in the last latent
+                cell.
         """
         check_latents(latents, self.latent_channels)
-        return DecoderOutput(sample=self._decoded(latents, num_frames, height, width))
+        video = self._by_slices(lambda part: self._decoded(part, num_frames, height, width), latents)
+        return DecoderOutput(sample=video)
 
-    def _decoded(self, latents: Tensor, num_frames: int | None, height: int | None, width: int | None) -> Tensor:
+    def _decoded(
+        self, latents: Tensor, num_frames: int | None, height: int | None, width: int | None, whole: bool = False
+    ) -> Tensor:
+        """The cropped video; `whole` ignores the flags."""
         t, h, w = wanted_size(
             latents.shape[2:],
             self._temporal_ratio,
@@ -195,10 +212,12 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
             height=height,
             width=width,
         )
-        if torch.is_grad_enabled():
+        if whole:
             video = self.decoder(latents.to(self._type_of(self.decoder)))
-        else:
+        elif self.use_framewise_decoding:
             video = torch.cat(list(self._decoded_pieces(latents, h, w, StreamCache())), dim=2)
+        else:
+            video = self._pass(self.decoder, latents)
         return video[:, :, :t, :h, :w]
 
     @torch.no_grad()
@@ -208,25 +227,33 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         return self.decode(code.latents, code.num_frames, code.height, code.width).sample.clamp(-1.0, 1.0)
 
     def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
-        """Latents of code indices ``(b, t', h', w')``.
-
-        Raises:
-            KinemaError: The bottleneck is continuous, an index lies outside the codebook, or they are no integers.
-        """
+        """Look up the latents of code indices ``(b, t', h', w')``, see `Bottleneck.indices_to_latents`."""
         return self.quantizer.indices_to_latents(indices)
 
     def forward(
-        self,
-        video: Float[Tensor, "b 3 t h w"],
-        sample_posterior: bool = True,
-        generator: torch.Generator | None = None,
+        self, video: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b 3 t h w"], TokenizerOutput]:
-        """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked."""
-        output, latents = self._quantized(self._hidden(video), video.shape[2:], sample_posterior, generator)
-        return self._decoded(latents, *video.shape[2:]), output
+        """Encode and decode in one pass, for training.
+
+        Args:
+            video: As for `encode`.
+            sample_posterior: Decode a sample of the posterior instead of its mode (KL only).
+            generator: Of the sample.
+
+        Returns:
+            The reconstruction, not clamped, and the output of the encoder.
+
+        Raises:
+            KinemaError: Shape or type of the video is wrong. Its values are not checked.
+        """
+        with check_values(False):
+            check_video(video)
+        hidden = self._hidden(video, whole=True)
+        output, latents = self._quantized(hidden, video.shape[2:], sample_posterior, generator)
+        return self._decoded(latents, *video.shape[2:], whole=True), output
 
     def freeze_linear(self) -> None:
-        """Leaves the linear path out of training: adaptive steps would shake weights this small and well placed."""
+        """Exclude the linear path from training: steps of an adaptive optimizer would be too large for its weights."""
         self.encoder.linear_path.requires_grad_(False)
         self.decoder.linear_path.requires_grad_(False)
 
@@ -234,25 +261,25 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor], cache: StreamCache | None = None) -> Iterator[Tensor]:
-        """Latents of a clip that comes in chunks, as soon as their latent steps are whole; equal to the whole clip's.
+        """Encode a clip that arrives in chunks; equal to `encode` of the whole clip.
 
         Args:
-            chunks: ``(b, 3, t, h, w)`` in [-1, 1], of any numbers of frames; taken one at a time, when needed.
-            cache: State of the stream (a new one unless given); with it a later call goes on where this one stops, as
-                long as the last latent step was whole.
+            chunks: ``(b, 3, t, h, w)`` in [-1, 1], any numbers of frames; consumed lazily.
+            cache: State of the stream; by default, a new one. A later call with the same cache continues the stream
+                if it ended with a whole latent step.
 
         Yields:
-            Latents as of `encode`; the last latent step is padded like that of a whole clip.
+            Latents as from `encode`, as soon as a latent step is complete; the last one is padded as in `encode`.
 
         Raises:
-            KinemaError: A chunk is not a video, or not of the stream's batch and size; the cache's stream has ended.
+            KinemaError: A chunk is not a video, or of another batch or size; or the cache's stream has ended.
         """
         cache = open_stream(cache)
         for hidden in self._hidden_pieces(checked_chunks(chunks, cache), cache):
             yield self.quantizer(hidden).mode
 
     def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
-        """What the encoder makes of the next chunks of a stream; an incomplete latent step is padded and ends it."""
+        """The encoder's output for the next chunks of a stream; an incomplete latent step is padded and ends it."""
         for piece in whole_steps(chunks, self._temporal_ratio, PIECE_PIXELS, cache.first):
             t, h, w = piece.shape[2:]
             missing = -(t - int(cache.first)) % self._temporal_ratio
@@ -269,30 +296,31 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
         width: int | None = None,
         cache: StreamCache | None = None,
     ) -> Iterator[Tensor]:
-        """Video of latents that come in chunks; equal to decoding them all at once.
+        """Decode latents that arrive in chunks; equal to `decode` of all of them.
 
         Args:
-            latents: Chunks of latents as of `encode`, of any numbers of steps; taken one at a time, when needed.
-            num_frames: Crop the whole video to so many frames. It ends there: this must lie in the last latent step.
-            height, width: Crop the frames; as for `decode` unless told.
-            cache: State of the stream (a new one unless given); with it a later call goes on where this one stops.
-                `num_frames` is then that of all calls together, and need not be reached in this one; once it is, the
-                stream has ended.
+            latents: Chunks of latents as from `encode`, any numbers of latent steps; consumed lazily.
+            num_frames: Length of the whole video, which must end in the last latent step; by default, whole latent
+                steps.
+            height, width: Crop the frames, as in `decode`.
+            cache: State of the stream; by default, a new one. A later call with the same cache continues the stream.
+                `num_frames` counts the frames of all calls; when it is reached, the stream has ended.
 
         Yields:
-            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped); all that the latent steps hold that have come.
+            ``(b, 3, t, h, w)``, about [-1, 1] (not clamped): all frames of the latent steps so far.
 
         Raises:
-            KinemaError: A chunk is not of this tokenizer, or not of the stream's batch and size; the wanted size does
-                not end in the last latent cell; there is no chunk, and frames are wanted; the cache's stream has ended.
+            KinemaError: A chunk is not latents of this tokenizer, or of another batch or size; the size does not end
+                in the last latent cell; there is no chunk although `num_frames` is set; or the cache's stream has
+                ended.
         """
-        may_go_on = cache is not None
+        continues = cache is not None
         cache = open_stream(cache)
         for chunk in latents:
             check_latents(chunk, self.latent_channels)
             for video in self._decoded_pieces(chunk, height, width, cache):
                 yield cache.crop(video, num_frames, self._temporal_ratio)
-        if num_frames is not None and not (cache.closed or may_go_on):
+        if num_frames is not None and not (cache.closed or continues):
             if cache.first:
                 raise KinemaError(f"`latents` (=no chunk) must hold latents of `num_frames` (={num_frames}) frames")
             least, most = max(cache.num_frames - self._temporal_ratio, 0) + 1, cache.num_frames
@@ -301,24 +329,27 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     def _decoded_pieces(
         self, latents: Tensor, height: int | None, width: int | None, cache: StreamCache
     ) -> Iterator[Tensor]:
-        """Video of the next latents of a stream, all frames of their steps."""
+        """All frames of the next latents of a stream."""
         batch, _, _, rows, columns = latents.shape
         cache.keep_size("latents", (batch, rows, columns))
         _, h, w = wanted_size(latents.shape[2:], 1, self._spatial_ratio, height=height, width=width)
         for part in latents.split(self._piece_steps(rows, columns), dim=2):
             yield self._pass(self.decoder, part, cache)[..., :h, :w]
 
-    def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache) -> Tensor:
-        """The next piece of a stream through encoder or decoder, in tiles where the frame is large."""
+    def _pass(self, network: nn.Module, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """Encoder or decoder on a clip, or on the next piece of a stream; in tiles if the frames are large."""
         cell = self._spatial_ratio
         cell_in, cell_out = (cell, 1) if network is self.encoder else (1, cell)
         x = x.to(self._type_of(network))
         height, width = x.shape[3] // cell_in * cell, x.shape[4] // cell_in * cell
-        if self._tile_size is not None and max(height, width) > self._tile_size:
-            y = run_tiled(network, x, self._tiling(network), cell_in, cell_out, cache)
+        if self.use_tiling and max(height, width) > self.tile_size:
+            context: Any = network.context
+            tiling = Tiling(self.tile_size // cell, context, getattr(network, "grain", 1))
+            y = run_tiled(network, x, tiling, cell_in, cell_out, cache)
         else:
             y = network(x, cache)
-        cache.first = False
+        if cache is not None:
+            cache.first = False
         return y
 
     def _piece_steps(self, height: int, width: int) -> int:
@@ -328,37 +359,26 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     # --- tiles and precision ---
 
     def enable_tiling(self, tile_size: int = TILE_SIZE) -> None:
-        """Cuts frames larger than `tile_size` pixels along an axis into tiles of at most that size (the default).
+        """Divide frames larger than `tile_size` pixels along an axis into tiles of at most that size (the default).
 
-        Tiles are read with their surroundings. Where the network's context is covered by them, as in the convolutional
-        tokenizers, the result is that of the whole frame to float32 round-off. Where gradients are computed, frames
-        pass whole.
+        Tiles are read with a margin. If it covers the network's receptive field, as in the convolutional tokenizers,
+        the result equals that of the whole frame to float32 round-off.
 
         Raises:
-            KinemaError: `tile_size` is below the smallest part of a frame: a latent cell, or a window of attention.
+            KinemaError: `tile_size` is smaller than a latent cell, or than a window of attention.
         """
         grains: list[int] = [getattr(network, "grain", 1) for network in (self.encoder, self.decoder)]
         least = self._spatial_ratio * max(grains)
         if tile_size < least:
             raise KinemaError(f"`tile_size` (={tile_size}) must be at least {least}, the smallest part of a frame")
-        self._tile_size = tile_size
-
-    def disable_tiling(self) -> None:
-        """Passes frames of any size whole."""
-        self._tile_size = None
-
-    def _tiling(self, network: nn.Module) -> Tiling:
-        assert self._tile_size is not None
-        context: Any = network.context
-        grain: Any = getattr(network, "grain", 1)
-        return Tiling(self._tile_size // self._spatial_ratio, context, grain)
+        self.use_tiling, self.tile_size = True, tile_size
 
     def set_precision(
         self, encode: torch.dtype = torch.float32, decode: torch.dtype = torch.float32
     ) -> "LatentTokenizer":
-        """Types that encoder and decoder compute in; latents stay float32.
+        """Set the types in which encoder and decoder compute; latents stay float32.
 
-        Decoding stands bfloat16 well; encoding drifts, and what is trained on the latents with it.
+        Decoding in bfloat16 changes little. Encoding in bfloat16 changes the latents, and so models trained on them.
         """
         self.encoder.to(encode)
         self.decoder.to(decode)
@@ -367,41 +387,3 @@ class LatentTokenizer(ModelMixin, ConfigMixin):
     @staticmethod
     def _type_of(network: nn.Module) -> torch.dtype:
         return next(network.parameters()).dtype
-
-    # --- latent statistics ---
-
-    def normalize(self, latents: Tensor) -> Float[Tensor, "b z t h w"]:
-        """Latents ``(b, z, t, h, w)`` as a diffusion model wants them.
-
-        That is `(latents - latents_mean) / latents_std`, or the latents as they are where nothing was measured.
-
-        Raises:
-            KinemaError: The latents have other dimensions or channels.
-        """
-        mean, std = self._statistics(latents)
-        return (latents - mean) / std
-
-    def denormalize(self, latents: Tensor) -> Float[Tensor, "b z t h w"]:
-        """The inverse of `normalize`, which see."""
-        mean, std = self._statistics(latents)
-        return latents * std + mean
-
-    def set_latent_statistics(self, mean: Float[Tensor, " z"], std: Float[Tensor, " z"]) -> None:
-        """Stores what `normalize` subtracts and divides by in the config; measured once, after training."""
-        self.register_to_config(latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config: Any = self.config
-        if like.ndim != 5 or like.shape[1] != self.latent_channels:  # one channel would spread over all of them
-            shape, channels = tuple(like.shape), self.latent_channels
-            raise KinemaError(f"`latents` (of shape {shape}) must be (batch, {channels}, frames, height, width)")
-        if config.latents_mean is None:
-            return torch.zeros((), device=like.device), torch.ones((), device=like.device)
-        key = (tuple(config.latents_mean), tuple(config.latents_std), like.device)
-        if self._statistics_on is None or self._statistics_on[0] != key:
-            # Kept: to copy them to a device in each call would make the host wait.
-            with inference_mode_disabled():
-                both = torch.tensor([config.latents_mean, config.latents_std], device=like.device, dtype=torch.float32)
-            self._statistics_on = (key, both.view(2, 1, -1, 1, 1, 1))
-        mean, std = self._statistics_on[1]
-        return mean, std

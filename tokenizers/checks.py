@@ -1,4 +1,4 @@
-"""Checks of what users hand to a tokenizer; each error names what was got and what is allowed."""
+"""Checks of a tokenizer's inputs and files; errors name the argument, its value and the constraint."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,29 +18,35 @@ from kinema.loading import one_line
 from kinema.tokenizers.streaming import StreamCache
 
 RANGE_TOLERANCE = 1e-3
-"""Pixels may leave [-1, 1] by this much: rounding, and the overshoot of half precision."""
+"""Pixels may leave [-1, 1] by this much, because of rounding in half precision."""
 
-_checks_values: ContextVar[bool] = ContextVar("checks_values", default=True)
+_CHECKS_VALUES: ContextVar[bool] = ContextVar("checks_values", default=True)
 
 
 @contextmanager
 def check_values(enabled: bool) -> Iterator[None]:
-    """Within it, checks of pixels and latents look at their values or, where not enabled, at shapes and types alone.
+    """Enable or disable checks of values (range, NaN, code indices) in this context; they are on by default.
 
-    To look at values makes the host wait for the device: training, which makes its own batches, does without.
+    Checking values makes the host wait for the device. Shapes and types are always checked.
     """
-    token = _checks_values.set(enabled)
+    token = _CHECKS_VALUES.set(enabled)
     try:
         yield
     finally:
-        _checks_values.reset(token)
+        _CHECKS_VALUES.reset(token)
+
+
+def checks_values() -> bool:
+    """Whether values are checked, see `check_values`."""
+    return _CHECKS_VALUES.get()
 
 
 def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -> None:
-    """Checks that a tensor is a video, ``(b, 3, t, h, w)``, float in [-1, 1].
+    """Validate a video: ``(b, 3, t, h, w)``, float in [-1, 1].
 
     Raises:
-        KinemaError: It has other dimensions, channels, type or range, no pixel, or holds NaN.
+        KinemaError: The shape, type or range is another, a size is 0 (or `least_frames` is not reached), or there is
+            NaN.
     """
     shape = tuple(video.shape)
     if video.ndim != 5 or shape[1] != 3:
@@ -52,7 +58,7 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
         least = least_frames if name == "frames" else 1
         if size < least:
             raise KinemaError(f"`{argument}` (of shape {shape}) must have {name} of at least {least}")
-    if video.numel() == 0 or not _checks_values.get():
+    if video.numel() == 0 or not checks_values():
         return
     low, high = (float(value) for value in torch.aminmax(video.detach()))
     if low != low or high != high:
@@ -62,10 +68,10 @@ def check_video(video: Tensor, argument: str = "video", least_frames: int = 1) -
 
 
 def checked_chunks(chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
-    """Chunks of a stream's video, each checked when it is taken; frames may be none.
+    """Yield a stream's chunks of video, each validated; a chunk may have no frames.
 
     Raises:
-        KinemaError: See `check_video`, or a chunk has another batch or size than the stream's first.
+        KinemaError: See `check_video`; or batch or frame size differ from the stream's first chunk.
     """
     for chunk in chunks:
         check_video(chunk, argument="chunk", least_frames=0)
@@ -75,10 +81,10 @@ def checked_chunks(chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Ten
 
 
 def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> None:
-    """Checks that a tensor is latents, ``(b, channels, t', h', w')``.
+    """Validate latents: ``(b, channels, t', h', w')``, float, finite.
 
     Raises:
-        KinemaError: It has other dimensions or channels, is not float, holds no value, or is not finite.
+        KinemaError: The shape or type is another, the tensor is empty, or there is NaN or infinity.
     """
     shape = tuple(latents.shape)
     if latents.ndim != 5 or shape[1] != channels or latents.numel() == 0:
@@ -87,7 +93,7 @@ def check_latents(latents: Tensor, channels: int, argument: str = "latents") -> 
         raise KinemaError(
             f"`{argument}` (of type {latents.dtype}) must be float; code indices go through `indices_to_latents`"
         )
-    if _checks_values.get() and not bool(torch.isfinite(latents.detach()).all()):
+    if checks_values() and not bool(torch.isfinite(latents.detach()).all()):
         raise KinemaError(f"`{argument}` (with NaN or infinity) must be finite")
 
 
@@ -100,10 +106,10 @@ def wanted_size(
     height: int | None = None,
     width: int | None = None,
 ) -> tuple[int, int, int]:
-    """The size to which a decoded video is cropped: what is given, or whole latent cells.
+    """Frames, height and width to which a decoded video is cropped; by default, whole latent cells.
 
     Raises:
-        KinemaError: A given size does not end in the last latent cell.
+        KinemaError: A size does not end in the last latent cell.
     """
     tl, hl, wl = latent_size
     whole = {"num_frames": 1 + (tl - 1) * ct, "height": hl * cs, "width": wl * cs}
@@ -119,12 +125,12 @@ def wanted_size(
 
 
 def check_config_keys(config: Iterable[str], init: Callable[..., None], folder: Path) -> None:
-    """Checks that a saved config has only keys that a constructor takes, or diffusers' own, which have an underscore.
+    """Validate the keys of a saved config: arguments of the constructor, or diffusers' own, which have an underscore.
 
-    diffusers only logs others, so that a misspelt argument would silently have its default.
+    diffusers only logs unknown keys, so a misspelt argument would silently keep its default.
 
     Raises:
-        KinemaError: There is another key.
+        KinemaError: A key is unknown.
     """
     known = set(signature(init).parameters) - {"self"}
     unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
@@ -137,12 +143,12 @@ def check_config_keys(config: Iterable[str], init: Callable[..., None], folder: 
 
 @contextmanager
 def parameters_limited(folder: Path, argument: str = "folder") -> Iterator[None]:
-    """Within, modules that register far more parameters than the folder has stored tensors are an error.
+    """Limit the number of parameters that modules may register in this context, by the tensors stored in a folder.
 
-    A config that asks for 10^30 blocks is then refused at once, before it takes all time and memory there are.
+    A damaged config that asks for 10^30 blocks is refused at once, before it uses up time and memory.
 
     Raises:
-        KinemaError: there are more than ten for each stored tensor, and 1,000.
+        KinemaError: There are more than 1,000 plus ten per stored tensor.
     """
     stored = sum(len(_stored_names(path)) for path in sorted(folder.rglob("*.safetensors")))
     left = 10 * stored + 1000  # loading registers each several times
@@ -160,12 +166,11 @@ def parameters_limited(folder: Path, argument: str = "folder") -> Iterator[None]
         handle.remove()
 
 
-def check_statistics(mean: Any, std: Any, channels: int, folder: Path) -> None:
-    """Checks statistics of latents as a config gives them.
+def check_statistics(mean: Any, std: Any, channels: int) -> None:
+    """Validate `latents_mean` and `latents_std`: both None, or one finite number per channel each, `std` above 0.
 
     Raises:
-        KinemaError: only one of the two is there, or they are not finite numbers, one for each channel, and `std` above
-            0.
+        KinemaError: They are not.
     """
     if mean is None and std is None:
         return
@@ -174,14 +179,14 @@ def check_statistics(mean: Any, std: Any, channels: int, folder: Path) -> None:
         fits = all(isinstance(n, int | float) and least < n < inf for n in numbers)
         if len(numbers) != channels or not fits:
             kind = "finite numbers" if name == "latents_mean" else "finite numbers above 0"
-            raise KinemaError(f"`{name}` in the config of `{folder}` must be {channels} {kind}")
+            raise KinemaError(f"`{name}` (={values}) must be {channels} {kind}")
 
 
 def _stored_names(path: Path) -> list[str]:
-    """Names of the tensors of a safetensors file.
+    """Names of the tensors in a safetensors file.
 
     Raises:
-        KinemaError: it is not readable.
+        KinemaError: The file is not readable.
     """
     try:
         with safe_open(path, framework="pt") as weights:
@@ -191,12 +196,12 @@ def _stored_names(path: Path) -> list[str]:
 
 
 def check_weights(model: nn.Module, folder: Path) -> None:
-    """Checks that the safetensors files of a folder hold exactly the weights of a loaded model.
+    """Check that a folder's safetensors files hold exactly the weights of a loaded model.
 
-    diffusers only logs what is missing and leaves those weights at random values.
+    diffusers only logs missing weights and leaves them at random values.
 
     Raises:
-        KinemaError: No safetensors file, an unreadable one, or names that differ.
+        KinemaError: There is no safetensors file, one is unreadable, or the names differ.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -1,77 +1,58 @@
-"""kinema's tokenizers by class name and by preset; classes are imported when they are asked for.
+"""kinema's tokenizers by class name and by preset. Importing this module does not import torch.
 
-A new tokenizer is its package, one line in `TOKENIZERS`, and one in `_TABLES`.
+A new tokenizer is its package, one line in `TOKENIZERS`, and its table in `PRESETS`; a new preset is one row of a
+table.
 """
 
-from collections.abc import Mapping
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.causal_vae import presets as causal
-from kinema.tokenizers.causal_vae.presets import Config, Stated
-from kinema.tokenizers.holistic import presets as holistic
-from kinema.tokenizers.transformer import presets as transformer
+from kinema.tokenizers.causal_vae.presets import PRESETS as CAUSAL
+from kinema.tokenizers.holistic.presets import PRESETS as HOLISTIC
+from kinema.tokenizers.presets import Preset
+from kinema.tokenizers.transformer.presets import PRESETS as TRANSFORMER
 
 TOKENIZERS: dict[str, str] = {
     "CausalVideoTokenizer": "kinema.tokenizers.causal_vae.model",
     "TransformerVideoTokenizer": "kinema.tokenizers.transformer.model",
     "HolisticVideoTokenizer": "kinema.tokenizers.holistic.model",
+    "VidTokTokenizer": "kinema.tokenizers.published.vidtok",
 }
-"""Classes by name, the `_class_name` in a config.json, and the module where each is."""
+"""Modules by class name, the `_class_name` in a config.json."""
 
-_TABLES: dict[str, tuple[Mapping[str, Config], Mapping[str, Stated]]] = {
-    "CausalVideoTokenizer": (causal.PRESETS, causal.STATED),
-    "TransformerVideoTokenizer": (transformer.PRESETS, transformer.STATED),
-    "HolisticVideoTokenizer": (holistic.PRESETS, holistic.STATED),
-}
-
-PRESETS: dict[str, str] = {preset: name for name, (presets, _) in _TABLES.items() for preset in presets}
-"""Names of the classes by preset."""
-
-assert len(PRESETS) == sum(len(presets) for presets, _ in _TABLES.values()), "a preset is there twice"
+PRESETS: dict[str, Preset] = {**CAUSAL, **TRANSFORMER, **HOLISTIC}
+"""All presets by name."""
 
 
 def tokenizer_class(name: str) -> type[Any]:
-    """The class of a name.
+    """Import a tokenizer class.
 
     Raises:
-        KinemaError: there is none.
+        KinemaError: `name` is not in `TOKENIZERS`.
     """
     if name not in TOKENIZERS:
         raise KinemaError(f"`name` (={name!r}) must be one of {', '.join(TOKENIZERS)}")
     return getattr(import_module(TOKENIZERS[name]), name)
 
 
-def preset_config(preset: str) -> Config:
-    """The arguments of a preset's class, a copy.
+def find_preset(name: str) -> Preset:
+    """Look up a preset.
 
     Raises:
-        KinemaError: there is no such preset.
+        KinemaError: `name` is not in `PRESETS`.
     """
-    return dict(_TABLES[_class_of(preset)][0][preset])
-
-
-def stated(preset: str) -> Stated:
-    """Parameters and GFLOP of a preset.
-
-    Raises:
-        KinemaError: there is no such preset.
-    """
-    return _TABLES[_class_of(preset)][1][preset]
+    if name not in PRESETS:
+        raise KinemaError(f"`preset` (={name!r}) must be one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
 
 
 def make_tokenizer(preset: str) -> Any:
-    """An untrained tokenizer of a preset.
+    """Build the untrained tokenizer of a preset.
 
     Raises:
-        KinemaError: there is no such preset.
+        KinemaError: `preset` is not in `PRESETS`.
     """
-    config = preset_config(preset)
-    return tokenizer_class(PRESETS[preset])(**config)
-
-
-def _class_of(preset: str) -> str:
-    if preset not in PRESETS:
-        raise KinemaError(f"`preset` (={preset!r}) must be one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[preset]
+    found = find_preset(preset)
+    return tokenizer_class(found.tokenizer)(**deepcopy(dict(found.config)))

@@ -1,8 +1,8 @@
-"""Streams: what a causal network keeps of the past, and how frames are cut into pieces that it takes.
+"""Streaming: the state that a causal network carries from piece to piece, and how a clip is cut into pieces.
 
-A layer that looks at past time steps takes a `StreamCache` and keeps there what the next piece will need. Without one
-it sees a whole clip. Both give the same numbers; nothing is kept on the modules, so that any number of streams may run
-at once.
+A layer with a temporal receptive field stores in a `StreamCache` what the next piece needs. Without a cache, its input
+is a whole clip. Both give the same result to float32 round-off, and the same gradients. Modules hold no state, so any
+number of streams can run at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,16 +18,15 @@ from kinema.errors import KinemaError
 class StreamCache:
     """The state of one stream in one direction (encoding or decoding).
 
-    One call may take a whole stream, or several calls with the same cache a part each.
+    Several calls with the same cache continue the stream.
 
     Attributes:
-        first: Whether nothing has passed yet: the next piece begins with the clip's first frame, which stands alone.
-        closed: Whether the stream has ended: nothing may follow a last latent step that is not whole, or that `crop`
-            was told is the last.
-        num_frames: Frames that were decoded so far, before `crop`.
-        size: Clips, height and width of what came so far, see `keep_size`; None: nothing has.
-        state: What a layer keeps, by layer; sizes do not depend on how much has passed.
-        tiles: Caches of the parts of a tiled frame, by position.
+        first: Whether the next piece begins with the clip's first frame, which is a latent step of its own.
+        closed: Whether the stream has ended: after an incomplete latent step, or after the last frame (`crop`).
+        num_frames: Frames decoded so far, before `crop`.
+        size: Batch, height and width of the stream, see `keep_size`; None before the first piece.
+        state: By layer; its size does not depend on the length of the stream.
+        tiles: Caches of the tiles of a frame, by position.
     """
 
     def __init__(self) -> None:
@@ -39,16 +38,18 @@ class StreamCache:
         self.tiles: dict[tuple[int, int], StreamCache] = {}
 
     def tile(self, position: tuple[int, int]) -> "StreamCache":
-        """The cache of the part of the frame at this position."""
-        return self.tiles.setdefault(position, StreamCache())
+        """The cache of the tile at this position."""
+        tile = self.tiles.setdefault(position, StreamCache())
+        tile.first = self.first
+        return tile
 
     def keep_size(self, argument: str, size: tuple[int, int, int]) -> None:
-        """Keeps clips, height and width of the stream at its first piece, and compares those of later ones.
+        """Record batch, height and width of the first piece, and check that later pieces have the same.
 
-        Layers alone would not notice: sizes may be padded to the same cells, and tiles and windows see parts.
+        Layers would not notice a difference that padding, tiles or windows hide.
 
         Raises:
-            KinemaError: They are others than those before.
+            KinemaError: They differ.
         """
         if self.size is None:
             self.size = size
@@ -60,12 +61,12 @@ class StreamCache:
             )
 
     def crop(self, video: Float[Tensor, "b c t h w"], num_frames: int | None, ct: int) -> Float[Tensor, "b c u h w"]:
-        """The next decoded frames of the stream, up to its last one.
+        """Crop the next decoded frames at the end of the stream.
 
         Args:
             video: Whole latent steps.
-            num_frames: Of the whole stream, which ends in the latent step of its last frame; None: no end is known.
-            ct: Frames of a latent step.
+            num_frames: Length of the whole stream, which must end in its last latent step; None if unknown.
+            ct: Temporal compression ratio.
 
         Raises:
             KinemaError: The stream should have ended in an earlier latent step.
@@ -80,10 +81,10 @@ class StreamCache:
 
 
 def open_stream(cache: StreamCache | None) -> StreamCache:
-    """The cache, or a new one where none is given.
+    """Return the cache, or a new one if it is None.
 
     Raises:
-        KinemaError: Its stream has ended.
+        KinemaError: The cache's stream has ended.
     """
     if cache is not None and cache.closed:
         raise KinemaError("`cache` (=a stream that has ended) must be a new one: nothing follows its last latent step")
@@ -91,14 +92,14 @@ def open_stream(cache: StreamCache | None) -> StreamCache:
 
 
 def is_first(cache: StreamCache | None) -> bool:
-    """Whether a piece begins with the first frame of its clip; a whole clip does."""
+    """Whether the input begins with the first frame of its clip."""
     return cache is None or cache.first
 
 
 def with_past(
     x: Float[Tensor, "b t h w c"], layer: nn.Module, num_past: int, cache: StreamCache
 ) -> Float[Tensor, "b u h w c"]:
-    """`x` after the last `num_past` steps that this layer saw (zeros before the first); keeps the new last ones."""
+    """Prepend the last `num_past` time steps that this layer saw (zeros at the start), and store the new last ones."""
     past = cache.state.get(layer)
     if past is None:
         past = x.new_zeros(x.shape[0], num_past, *x.shape[2:])
@@ -108,22 +109,22 @@ def with_past(
             f"it ({past.shape[0]} clips of {tuple(past.shape[2:4])} cells)"
         )
     joined = torch.cat([past, x], dim=1)
-    # A copy: a view would keep the whole chunk alive.
-    cache.state[layer] = joined[:, joined.shape[1] - num_past :].detach().clone()
+    # A copy, since a view would keep the whole chunk in memory.
+    cache.state[layer] = joined[:, joined.shape[1] - num_past :].clone()
     return joined
 
 
 def whole_steps(chunks: Iterable[Tensor], ct: int, max_pixels: int, first: bool = True) -> Iterator[Tensor]:
-    """Cuts a lazy sequence of frames, however it is chunked, into pieces of whole latent steps.
+    """Regroup a lazy sequence of chunks into pieces of whole latent steps.
 
     Args:
-        chunks: ``(b, c, t, h, w)`` with any number of frames each, none included.
-        ct: Frames of a latent step.
-        first: Whether the sequence begins with the first frame of its clip, which stands alone.
-        max_pixels: Pieces have at most this many pixels (frames · height · width), but at least one latent step.
+        chunks: ``(b, c, t, h, w)`` with any number of frames each, also 0.
+        ct: Temporal compression ratio.
+        max_pixels: Most pixels of a piece (frames · height · width); a piece has at least one latent step.
+        first: Whether the sequence begins with the first frame of its clip, which is a latent step of its own.
 
     Yields:
-        Pieces of ``1 + k·ct`` frames first, then of ``k·ct``; the last one may lack frames of its last step.
+        Pieces of ``1 + k·ct`` frames at the start, then ``k·ct``; the last one may end within a latent step.
     """
     held: Tensor | None = None
     for chunk in chunks:

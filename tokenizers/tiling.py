@@ -1,7 +1,7 @@
-"""Large frames in parts: each part is computed with its surroundings, and its middle is kept.
+"""Tiled processing of large frames: each tile is read with a margin, and the margin of its output is discarded.
 
-Where a network's outputs depend on their neighbours within a known distance (its context), surroundings of that size
-make the parts equal to the whole frame: there is no seam, and nothing to blend.
+With a margin of the network's spatial receptive field (its context), the tiles equal the whole frame to float32
+round-off: there are no seams, and no blending is needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from kinema.tokenizers.streaming import StreamCache
 
 @dataclass(frozen=True)
 class Span:
-    """A part of one axis, in latent cells: `start:stop` is read, `keep_start:keep_stop` of the axis is kept."""
+    """A tile along one axis, in latent cells: `start:stop` is read, `keep_start:keep_stop` is kept."""
 
     start: int
     stop: int
@@ -27,13 +27,13 @@ class Span:
 
 
 def spans(size: int, tile: int, context: int, grain: int = 1) -> list[Span]:
-    """Parts of an axis of `size` cells: as few as `tile` cells each allow, of nearly equal sizes.
+    """Divide an axis into the fewest tiles of nearly equal size.
 
     Args:
-        size: Cells of the axis.
-        tile: Most cells that a part keeps, at least `grain`.
-        context: Cells that are read on either side, fewer at the ends of the axis.
-        grain: Parts are read from multiples of this many cells (windows of attention must not be cut elsewhere).
+        size: Length of the axis, in cells.
+        tile: Most cells that a tile keeps, at least `grain`.
+        context: Margin that is read on either side, in cells; less at the ends of the axis.
+        grain: Tiles begin at multiples of this many cells, so that windows of attention are not cut.
     """
     grains = ceil(size / grain)
     count = ceil(grains / max(tile // grain, 1))
@@ -46,49 +46,41 @@ def spans(size: int, tile: int, context: int, grain: int = 1) -> list[Span]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How frames are cut.
-
-    Attributes:
-        tile: Most cells of a part along either axis.
-        context: Cells read around a part.
-        grain: See `spans`.
-    """
+    """How frames are divided; see `spans`."""
 
     tile: int
     context: int
     grain: int = 1
 
     def parts(self, height: int, width: int) -> Iterator[tuple[Span, Span]]:
-        """Parts of a frame of so many cells, row by row."""
+        """Tiles of a frame of this size in cells, row by row."""
         for rows in spans(height, self.tile, self.context, self.grain):
             for columns in spans(width, self.tile, self.context, self.grain):
                 yield rows, columns
 
 
 def run_tiled(
-    network: Callable[[Tensor, StreamCache], Tensor],
+    network: Callable[[Tensor, StreamCache | None], Tensor],
     x: Float[Tensor, "b c t h w"],
     tiling: Tiling,
     cell_in: int,
     cell_out: int,
-    cache: StreamCache,
+    cache: StreamCache | None,
 ) -> Float[Tensor, "b d u i j"]:
-    """A network over a frame in parts.
+    """Apply a network tile by tile.
 
     Args:
-        network: Takes a part and that part's cache.
-        x: Its input; height and width are multiples of `cell_in`.
-        tiling: How the frame is cut.
-        cell_in, cell_out: Pixels of a latent cell in the input and in the output (1 for latents).
-        cache: Of the stream; every part has a cache of its own in it.
+        network: Takes a tile and that tile's cache.
+        x: Input; height and width are multiples of `cell_in`.
+        tiling: How the frame is divided.
+        cell_in, cell_out: Size of a latent cell in the input and in the output (1 for latents).
+        cache: Of the stream; every tile has a cache of its own in it. None: `x` is a whole clip.
     """
     height, width = x.shape[3] // cell_in, x.shape[4] // cell_in
     out: Tensor | None = None
     for rows, columns in tiling.parts(height, width):
         part = x[..., rows.start * cell_in : rows.stop * cell_in, columns.start * cell_in : columns.stop * cell_in]
-        own = cache.tile((rows.keep_start, columns.keep_start))
-        own.first = cache.first
-        y = network(part, own)
+        y = network(part, None if cache is None else cache.tile((rows.keep_start, columns.keep_start)))
         if out is None:
             out = torch.empty(*y.shape[:3], height * cell_out, width * cell_out, dtype=y.dtype, device=y.device)
         kept = y[..., _inside(rows, cell_out), _inside(columns, cell_out)]

@@ -41,7 +41,7 @@ from kinema.training.samples import Samples
 from kinema.training.seeds import step_generator
 from kinema.training.task import StepLoss, Task
 from kinema.training.text import EncodeText, load_pipeline, make_text_encoder, vocabulary_hash
-from kinema.training.tokenizer import load_tokenizer
+from kinema.training.tokenizer import load_own_tokenizer
 from kinema.video import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class DiffusionTask(Task[Batch]):
         self.validation = self._validation_batch() if accelerator.is_main_process else None
 
     def _make_tokenizer(self) -> LatentTokenizer:
-        return load_tokenizer(self.config.tokenizer)
+        return load_own_tokenizer(self.config.tokenizer)
 
     def _make_clips(self, split: Split) -> CaptionedClips:
         return CaptionedClips(self.config, split, self.vae.device)

@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.registry import PRESETS, preset_config
+from kinema.tokenizers.registry import PRESETS, find_preset
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig
 from kinema.training.distillation_config import DistillationConfig
 
@@ -26,7 +26,7 @@ _FSQ: dict[str, Any] = _OTHERS | dict(entropy_weight=0.01)
 
 def _shapes_of(preset: str) -> tuple[str, ...]:
     """The clips that a preset trains on: a holistic tokenizer's are its window."""
-    config = preset_config(preset)
+    config = find_preset(preset).config
     return (f"{config['num_frames']}x{config['size']}x{config['size']}",) if "num_tokens" in config else ("17x64x64",)
 
 
@@ -35,7 +35,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerTrainingConfig] = {
         preset=name,
         shapes=_shapes_of(name),
         **_TOKENIZER,
-        **_OF_PRESET.get(name, _FSQ if preset_config(name).get("bottleneck") == "fsq" else _OTHERS),
+        **_OF_PRESET.get(name, _FSQ if find_preset(name).config["bottleneck"]["name"] == "fsq" else _OTHERS),
     )
     for name in PRESETS
 }

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import kinema
 from kinema.errors import KinemaError
 from kinema.loading import one_line
+from kinema.tokenizers.quantizers import nested_bottleneck
 from kinema.training.config import TrainingConfig
 from kinema.training.config_json import default_values, from_dict, to_dict
 
@@ -103,7 +104,7 @@ def read_record(path: Path) -> Record:
     try:
         values = json.loads((path / "run.json").read_bytes())
         data = json.loads((path / "data.json").read_bytes())
-        return Record(path, values["config"], values["model"], values["depends"], data)
+        return Record(path, values["config"], nested_bottleneck(values["model"]), values["depends"], data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KinemaError(f"`checkpoint` (={path}) must have a whole run.json and data.json: {error}") from error
 

@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from kinema.errors import KinemaError
 from kinema.eval.frames.psnr import clip_psnr
 from kinema.eval.weights import find_weights
-from kinema.machine import readable
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.transfer import check_transfer, transfer
-from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import pad_to_grid
-from kinema.tokenizers.published.loading import load_tokenizer as load_any
+from kinema.tokenizers.published.loading import load_tokenizer
 from kinema.tokenizers.quantizers.usage import CodebookUsage
 from kinema.tokenizers.registry import make_tokenizer
 from kinema.training.accelerator import make_accelerator
@@ -134,8 +132,7 @@ class TokenizerTask(Task[Tensor]):
 
     def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> StepLoss:
         config = self.config
-        with check_values(readable(batch)):
-            reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
+        reconstruction, output = model(batch, sample_posterior=config.sample_posterior, generator=generator)
         reconstruction = reconstruction.float()
         terms: dict[str, Tensor] = {}
         pixel_loss = partial(self._pixel_loss, batch=batch, generator=generator, terms=terms)
@@ -300,9 +297,6 @@ def start_score(config: TokenizerTrainingConfig, device: torch.device) -> Any:
     return make_lpips(device, "alex")
 
 
-BOTTLENECK_OPTIONS = ("bottleneck", "latent_channels", "fsq_levels", "codebook_size")
-
-
 def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
     """What training starts from: the preset untrained, or the tokenizer in `init_from`.
 
@@ -315,7 +309,7 @@ def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
     fresh = make_tokenizer(config.preset)
     if config.init_from is None:
         return fresh, None
-    loaded = load_tokenizer(config.init_from, "init_from")
+    loaded = load_own_tokenizer(config.init_from, "init_from")
     if type(loaded) is not type(fresh):
         raise KinemaError(
             f"`init_from` (={config.init_from}) must be a {type(fresh).__name__}, as {config.preset} is, and not a "
@@ -328,7 +322,7 @@ def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
             differing.add(name)
     transferable = type(fresh) is CausalVideoTokenizer
     for name in sorted(differing):
-        if not transferable or name not in BOTTLENECK_OPTIONS:
+        if not transferable or name != "bottleneck":
             raise KinemaError(
                 f"`init_from` (={config.init_from}) must have `{name}` {fresh.config[name]} of {config.preset}, "
                 f"not {loaded.config.get(name)}"
@@ -342,17 +336,17 @@ def start_model(config: TokenizerTrainingConfig) -> tuple[Any, Any]:
     return fresh, loaded
 
 
-def load_tokenizer(name: Path | None, argument: str = "tokenizer") -> Any:
-    """The tokenizer for the setting `argument`: a folder, or the name of an embedded one.
+def load_own_tokenizer(name: Path | None, argument: str = "tokenizer") -> Any:
+    """Load the tokenizer that the setting `argument` names, which must be one of kinema's own classes.
 
     Raises:
-        KinemaError: none is given, it cannot be loaded, or is none of kinema's own.
+        KinemaError: `name` is None, cannot be loaded, or is a tokenizer of another class.
     """
     if name is None:
         raise KinemaError(
             f"`{argument}` (=None) must be the folder of a trained tokenizer, or the name of an embedded one"
         )
-    tokenizer = load_any(name, argument=argument)
+    tokenizer = load_tokenizer(name, argument=argument)
     if not isinstance(tokenizer, LatentTokenizer):
         kind = type(tokenizer).__name__
         raise KinemaError(f"`{argument}` (={str(name)!r}, a {kind}) must be one of kinema's own tokenizers")

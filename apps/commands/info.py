@@ -1,4 +1,4 @@
-"""Say what this installation has: versions, device, attention backends, codecs, weights."""
+"""Show what this installation has: versions, device, attention backends, codecs, tokenizers, weights."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import kinema
 from kinema.weights import EMBEDDED, embedded_dir
 
-HELP = "versions, device, attention backends, codecs, weights"
+HELP = "versions, device, attention backends, codecs, tokenizers, weights"
 
 PACKAGES = (
     "torch",
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print it all."""
+    """Print the facts."""
     facts = collect()
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def collect() -> dict[str, Any]:
-    """The facts, as JSON can hold them."""
+    """The facts, as values for JSON."""
+    from kinema.tokenizers.quantizers import BOTTLENECKS
+    from kinema.tokenizers.registry import PRESETS
+
     return {
         "kinema": kinema.__version__,
         "python": platform.python_version(),
@@ -53,6 +56,8 @@ def collect() -> dict[str, Any]:
         "device": _device(),
         "attention_backends": attention_backends(),
         "encoders": encoders(),
+        "bottlenecks": list(BOTTLENECKS),
+        "tokenizer_presets": list(PRESETS),
         "weights": {name: _weights(name) for name in EMBEDDED},
     }
 
@@ -73,7 +78,7 @@ def _device() -> str:
 
 
 def attention_backends() -> list[str]:
-    """The backends of diffusers' attention dispatcher that attend on this machine: each is tried on a few numbers."""
+    """The backends of diffusers' attention dispatcher that work on this machine: each is tried on a small input."""
     import torch
     from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 
@@ -81,21 +86,21 @@ def attention_backends() -> list[str]:
     query = torch.zeros(1, 64, 2, 64, device=device, dtype=torch.bfloat16)
     found = []
     for backend in AttentionBackendName:
-        if backend.value.endswith("_hub"):  # these fetch their code from the network
+        if backend.value.endswith("_hub"):  # they download their code
             continue
         try:
             with warnings.catch_warnings(), torch.inference_mode():
                 warnings.simplefilter("ignore")
                 with attention_backend(backend):
                     dispatch_attention_fn(query, query, query)
-        except Exception:  # whatever a missing package or device raises: that backend is not there
+        except Exception:  # a missing package or device may raise any type
             continue
         found.append(backend.value)
     return found
 
 
 def encoders() -> list[str]:
-    """The video encoders of `CODECS` that PyAV has here."""
+    """The video encoders of `CODECS` that PyAV was built with."""
     import av
 
     found = []

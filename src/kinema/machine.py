@@ -6,6 +6,8 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from kinema.errors import KinemaError
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,6 +36,26 @@ def inference_mode_disabled() -> AbstractContextManager[Any]:
     import torch
 
     return torch.inference_mode(False)
+
+
+def pick_device(name: "str | torch.device | None" = None) -> str:
+    """The device to compute on.
+
+    Args:
+        name: What the user asked for; None: CUDA if available, else the CPU.
+
+    Raises:
+        KinemaError: torch does not know this device, or this machine does not have it.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise KinemaError(f"`device` (={str(name)!r}) must be a device of this machine, like cpu or cuda") from error
+    return str(name)
 
 
 def missing_compiler(device: "torch.device") -> str | None:

@@ -10,6 +10,7 @@ from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae import klt
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.interface import VideoTokenizer, latent_shape, pad_to_grid
+from kinema.tokenizers.registry import make_tokenizer
 from tokenizing import randomised, video
 
 ARCHITECTURES = (
@@ -36,7 +37,7 @@ def tiny() -> CausalVideoTokenizer:
     ("name", "channels", "spatial"), [("kl-4x8x8-c16", 16, 8), ("fsq-4x8x8-32768", 6, 8), ("kl-4x16x16-c32", 32, 16)]
 )
 def test_presets_have_the_size_they_are_named_after(name: str, channels: int, spatial: int):
-    model = CausalVideoTokenizer.from_preset(name)
+    model = make_tokenizer(name)
     assert model.temporal_compression_ratio == 4
     assert model.spatial_compression_ratio == spatial
     with torch.no_grad():
@@ -51,7 +52,7 @@ def test_presets_have_the_size_they_are_named_after(name: str, channels: int, sp
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_encoding_a_prefix_gives_the_prefix_of_the_code(name: str):
-    model = randomised(CausalVideoTokenizer.from_preset(name), vectors=0.5)
+    model = randomised(make_tokenizer(name), vectors=0.5)
     ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
     clip = video(1 + 2 * ct, 2 * cs, 2 * cs)
     whole, encoded = model.encoder(clip), model.encode(clip)
@@ -71,7 +72,7 @@ def test_encoding_a_prefix_gives_the_prefix_of_the_code(name: str):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_decoding_a_prefix_gives_the_prefix_of_the_video(name: str):
-    model = randomised(CausalVideoTokenizer.from_preset(name), vectors=0.5)
+    model = randomised(make_tokenizer(name), vectors=0.5)
     ct = model.temporal_compression_ratio
     latents = torch.randn(1, model.latent_channels, 3, 2, 2, generator=torch.Generator().manual_seed(2))
     whole = model.decode(latents).sample
@@ -250,21 +251,16 @@ def test_half_precision_weights_load_as_float32(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bottleneck": "vq9"}, r"`bottleneck` \(='vq9'\) must be one of kl, fsq"),
-        ({"latent_channels": 0}, r"`latent_channels` \(=0\) must be at least 1"),
-        ({"bottleneck": "fsq"}, r"`fsq_levels` \(=None\)"),
-        ({"bottleneck": "fsq", "fsq_levels": (8, 1)}, r"`fsq_levels` \(=\(8, 1\)\)"),
+        ({"bottleneck": {"name": "vq9"}}, r"`bottleneck` \(='vq9'\) must be one of kl, fsq"),
+        ({"bottleneck": {"name": "kl", "latent_channels": 0}}, r"`latent_channels` \(=0\) must be at least 1"),
+        ({"bottleneck": {"name": "fsq"}}, r"`bottleneck` 'fsq' \(without 'levels'\) must have 'levels'"),
+        ({"bottleneck": {"name": "fsq", "levels": (8, 1)}}, r"`levels` \(=\(8, 1\)\)"),
         ({"encoder_widths": (8, 7, 16)}, r"`out_channels` \(=7\) must divide"),
     ],
 )
 def test_wrong_configs_are_refused(change: dict, message: str):
     with pytest.raises(KinemaError, match=message):
         CausalVideoTokenizer(**{**TINY, **change})
-
-
-def test_unknown_preset_names_the_known_ones():
-    with pytest.raises(KinemaError, match=r"'nope'.*fsq-4x8x8-32768, .*kl-4x16x16-c32"):
-        CausalVideoTokenizer.from_preset("nope")
 
 
 @torch.no_grad()

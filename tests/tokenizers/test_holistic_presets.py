@@ -8,15 +8,17 @@ from torch import Tensor
 
 from kinema.flops import FlopCounter
 from kinema.tokenizers.holistic.model import HolisticVideoTokenizer
-from kinema.tokenizers.holistic.presets import PRESETS, STATED
+from kinema.tokenizers.holistic.presets import PRESETS
+from kinema.tokenizers.presets import kl
 from kinema.tokenizers.quantizers import BOTTLENECKS, DiscreteBottleneck
+from kinema.tokenizers.registry import make_tokenizer
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_its_name_says(name: str):
     with torch.device("meta"):
-        model = HolisticVideoTokenizer.from_preset(name)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(STATED[name].parameters, rel=5e-3)
+        model = make_tokenizer(name)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PRESETS[name].cost.parameters, rel=5e-3)
     _, bottleneck, window, tokens, size = name.split("-")
     assert type(model.quantizer) is BOTTLENECKS[bottleneck]
     frames, side = model.temporal_compression_ratio, model.spatial_compression_ratio
@@ -34,7 +36,7 @@ def test_a_preset_is_what_its_name_says(name: str):
 )
 def test_a_preset_costs_what_its_row_says(name: str):
     with torch.device("meta"):
-        model = HolisticVideoTokenizer.from_preset(name).eval()
+        model = make_tokenizer(name).eval()
         side = model.spatial_compression_ratio
         windows = torch.empty((256 // side) ** 2, 3, 17, side, side)
         tokens = torch.empty(len(windows), model.num_tokens, model.latent_channels)
@@ -42,8 +44,8 @@ def test_a_preset_costs_what_its_row_says(name: str):
         model.encoder(windows, model.num_tokens)
     with FlopCounter() as decoding:
         assert model.decoder(tokens).shape == windows.shape
-    assert encoding.get_total_flops() / 1e9 == pytest.approx(STATED[name].encode, rel=5e-3)
-    assert decoding.get_total_flops() / 1e9 == pytest.approx(STATED[name].decode, rel=5e-3)
+    assert encoding.get_total_flops() / 1e9 == pytest.approx(PRESETS[name].cost.encode, rel=5e-3)
+    assert decoding.get_total_flops() / 1e9 == pytest.approx(PRESETS[name].cost.decode, rel=5e-3)
 
 
 def moving_squares(count: int, frames: int, size: int, generator: torch.Generator) -> Tensor:
@@ -77,7 +79,7 @@ def test_quality_grows_with_the_number_of_tokens():
     """A short training on moving squares; prints PSNR by tokens before it and after it."""
     torch.manual_seed(0)
     model = HolisticVideoTokenizer(
-        bottleneck="kl", latent_channels=4, num_frames=9, size=32, num_tokens=64, patch=(4, 8, 8), head_dim=32,
+        bottleneck=kl(4), num_frames=9, size=32, num_tokens=64, patch=(4, 8, 8), head_dim=32,
         encoder_width=96, encoder_depth=2, decoder_width=96, decoder_depth=3,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)

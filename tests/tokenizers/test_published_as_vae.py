@@ -184,6 +184,6 @@ def test_mistakes(vae: AsVAE):
         vae.encode(torch.zeros(3, 5, 8, 8))
     with pytest.raises(KinemaError, match="`latents`"):
         vae.decode(torch.zeros(1, 5, 2, 4, 6))
-    fsq = CausalVideoTokenizer(**{**TINY, "bottleneck": "fsq", "latent_channels": None, "fsq_levels": (8, 8)})
+    fsq = CausalVideoTokenizer(**{**TINY, "bottleneck": {"name": "fsq", "levels": (8, 8)}})
     with pytest.raises(KinemaError, match="with the bottleneck FSQ"):
         AsVAE(fsq)

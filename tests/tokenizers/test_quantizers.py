@@ -176,7 +176,7 @@ def test_continuous_bottlenecks_have_no_indices():
 
 @torch.no_grad()
 def test_decoding_indices_is_decoding_latents():
-    model = CausalVideoTokenizer(**{**TINY, "bottleneck": "fsq", "latent_channels": None, "fsq_levels": (8, 5, 5)})
+    model = CausalVideoTokenizer(**{**TINY, "bottleneck": {"name": "fsq", "levels": (8, 5, 5)}})
     clip = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     code = model.encode(clip)
     assert code.indices is not None

@@ -210,13 +210,3 @@ def test_refuses_temperatures_and_scales_that_are_none(value: float):
     ):
         with pytest.raises(KinemaError, match=rf"`{argument}` \(={value}\) must be above 0 and finite"):
             make()
-
-
-@KINDS
-def test_refuses_options_by_their_own_names(kind: type[BinaryBottleneck]):
-    for channels in (0, 63):
-        with pytest.raises(KinemaError, match=rf"`latent_channels` \(={channels}\) must lie in 1\.\.62"):
-            kind.from_options(channels, None, None)
-    for size in (1, 12, -4, 2**63):
-        with pytest.raises(KinemaError, match=rf"`codebook_size` \(={size}\) must be a power of 2, from 2 to 2\^62"):
-            kind.from_options(None, None, size)

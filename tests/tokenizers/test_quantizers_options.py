@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,30 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.quantizers import (
     BOTTLENECKS,
-    BSQ,
     FSQ,
-    KL,
-    LFQ,
-    VQ,
     CodebookUsage,
     DiscreteBottleneck,
     make_bottleneck,
+    nested_bottleneck,
 )
 
 COMPLETE: dict[str, dict] = {
     "kl": {"latent_channels": 4},
-    "fsq": {"fsq_levels": (8, 5)},
-    "lfq": {"codebook_size": 16},
-    "bsq": {"codebook_size": 16},
+    "fsq": {"levels": (8, 5)},
+    "lfq": {"num_bits": 4},
+    "bsq": {"num_bits": 4},
     "vq": {"codebook_size": 10, "latent_channels": 3},
 }
 
 
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_every_bottleneck_quantises_as_its_interface_says(name: str):
-    bottleneck = make_bottleneck(name, **COMPLETE[name])
+    bottleneck = make_bottleneck({"name": name, **COMPLETE[name]})
     assert type(bottleneck) is BOTTLENECKS[name]
     out = bottleneck(torch.randn(2, bottleneck.in_channels, 3, 4, 5))
     assert out.latents.shape == (2, bottleneck.latent_channels, 3, 4, 5)
@@ -53,53 +52,71 @@ def test_every_bottleneck_quantises_as_its_interface_says(name: str):
 @pytest.mark.parametrize("name", BOTTLENECKS)
 def test_every_bottleneck_runs_on_the_meta_device(name: str):
     with torch.device("meta"):
-        bottleneck = make_bottleneck(name, **COMPLETE[name]).eval()
+        bottleneck = make_bottleneck({"name": name, **COMPLETE[name]}).eval()
         out = bottleneck(torch.empty(1, bottleneck.in_channels, 3, 4, 5))
     assert out.latents.shape == (1, bottleneck.latent_channels, 3, 4, 5)
 
 
-def test_options_that_follow_from_others_may_be_given_too():
-    assert isinstance(make_bottleneck("kl", latent_channels=4), KL)
-    fsq = make_bottleneck("fsq", fsq_levels=[8, 5], latent_channels=2, codebook_size=40)
-    assert isinstance(fsq, FSQ)
-    lfq = make_bottleneck("lfq", codebook_size=2**18, latent_channels=18)
-    assert isinstance(lfq, LFQ)
-    assert lfq.latent_channels == 18
-    bsq = make_bottleneck("bsq", latent_channels=36)
-    assert isinstance(bsq, BSQ)
-    assert bsq.codebook_size == 2**36
-    assert isinstance(make_bottleneck("vq", codebook_size=10, latent_channels=3), VQ)
+@pytest.mark.parametrize(
+    ("flat", "nested"),
+    [
+        (("kl", 4, None, None), {"name": "kl", "latent_channels": 4}),
+        (("fsq", None, [8, 5], None), {"name": "fsq", "levels": [8, 5]}),
+        (("fsq", 2, [8, 5], 40), {"name": "fsq", "levels": [8, 5]}),
+        (("lfq", None, None, 2**18), {"name": "lfq", "num_bits": 18}),
+        (("bsq", 36, None, None), {"name": "bsq", "num_bits": 36}),
+        (("vq", 3, None, 10), {"name": "vq", "codebook_size": 10, "latent_channels": 3}),
+        (("nope", None, None, None), {"name": "nope", "num_bits": None}),
+    ],
+)
+def test_configs_with_flat_arguments_are_converted(flat: tuple, nested: dict):
+    names = ("bottleneck", "latent_channels", "fsq_levels", "codebook_size")
+    config = {"_class_name": "X", "size": 16} | dict(zip(names, flat, strict=True))
+    converted = nested_bottleneck(config)
+    assert converted == {"_class_name": "X", "size": 16, "bottleneck": nested}
+    assert nested_bottleneck(converted) == converted
+    if nested["name"] in BOTTLENECKS:
+        assert type(make_bottleneck(nested)) is BOTTLENECKS[nested["name"]]
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("config", "message"),
     [
-        ("nope", {}, r"`bottleneck` \(='nope'\) must be one of kl, fsq, lfq, bsq, vq"),
-        ("kl", {}, r"`latent_channels` \(=None\) must be at least 1 for the bottleneck 'kl'"),
-        ("kl", {"latent_channels": 0}, r"`latent_channels` \(=0\)"),
-        ("kl", {"latent_channels": 4, "fsq_levels": (8,)}, r"`fsq_levels` \(=\(8,\)\) must be left out .* 'kl'"),
-        ("kl", {"latent_channels": 4, "codebook_size": 8}, r"`codebook_size` \(=8\) must be left out"),
-        ("fsq", {}, r"`fsq_levels` \(=None\) must be given"),
-        ("fsq", {"fsq_levels": ()}, r"`fsq_levels` \(=\(\)\)"),
-        ("fsq", {"fsq_levels": (8, 1)}, r"`fsq_levels` \(=\(8, 1\)\)"),
-        ("fsq", {"fsq_levels": (2,) * 63}, r"must make at most 2\^62 codes"),
-        ("fsq", {"fsq_levels": (8, 8), "latent_channels": 3}, r"`latent_channels` \(=3\) must be 2, the number of"),
-        ("fsq", {"fsq_levels": (8, 8), "codebook_size": 65}, r"`codebook_size` \(=65\) must be 64, the product of"),
-        ("lfq", {}, r"`codebook_size` \(=None\) must be given for the bottleneck 'lfq'"),
-        ("lfq", {"codebook_size": 12}, r"`codebook_size` \(=12\) must be a power of 2"),
-        ("lfq", {"codebook_size": 1}, r"`codebook_size` \(=1\) must be a power of 2"),
-        ("lfq", {"codebook_size": 16, "latent_channels": 3}, r"`latent_channels` \(=3\) must be 4"),
-        ("bsq", {"codebook_size": 16, "fsq_levels": (2,)}, r"`fsq_levels` \(=\(2,\)\) must be left out .* 'bsq'"),
-        ("bsq", {"latent_channels": 63}, r"`latent_channels` \(=63\) must lie in 1..62"),
-        ("vq", {"codebook_size": 16}, r"`latent_channels` \(=None\) must be given for the bottleneck 'vq'"),
-        ("vq", {"latent_channels": 16}, r"`codebook_size` \(=None\) must be given"),
-        ("vq", {"codebook_size": 1, "latent_channels": 2}, r"`codebook_size` \(=1\) must be at least 2"),
-        ("vq", {"codebook_size": 8, "latent_channels": 2, "fsq_levels": (8,)}, r"`fsq_levels`"),
+        ({"latent_channels": 4}, r"`bottleneck` \(=\{'latent_channels': 4\}\) must be a dict with a `name`"),
+        ({"name": "nope"}, r"`bottleneck` \(='nope'\) must be one of kl, fsq, lfq, bsq, vq"),
+        ({"name": "kl"}, r"`bottleneck` 'kl' \(without 'latent_channels'\) must have 'latent_channels'"),
+        ({"name": "kl", "latent_channels": 0}, r"`latent_channels` \(=0\) must be at least 1"),
+        (
+            {"name": "kl", "latent_channels": 4, "levels": (8,)},
+            r"'kl' \(with 'levels'\) must only have",
+        ),
+        ({"name": "fsq"}, r"`bottleneck` 'fsq' \(without 'levels'\)"),
+        ({"name": "fsq", "levels": ()}, r"`levels` \(=\(\)\)"),
+        ({"name": "fsq", "levels": (8, 1)}, r"`levels` \(=\(8, 1\)\)"),
+        ({"name": "fsq", "levels": (2,) * 63}, r"must make at most 2\^62 codes"),
+        ({"name": "lfq"}, r"'lfq' \(without 'num_bits'\)"),
+        ({"name": "lfq", "num_bits": 0}, r"`num_bits` \(=0\) must lie in 1\.\.62"),
+        ({"name": "bsq", "num_bits": 63}, r"`num_bits` \(=63\) must lie in 1\.\.62"),
+        ({"name": "bsq", "num_bits": 4, "levels": (2,)}, r"'bsq' \(with 'levels'\)"),
+        ({"name": "vq", "codebook_size": 16}, r"'vq' \(without 'latent_channels'\)"),
+        ({"name": "vq", "latent_channels": 16}, r"'vq' \(without 'codebook_size'\)"),
+        ({"name": "vq", "codebook_size": 1, "latent_channels": 2}, r"`codebook_size` \(=1\) must be at least 2"),
     ],
 )
-def test_missing_and_wrong_options_are_refused(name: str, options: dict, message: str):
+def test_missing_and_wrong_options_are_refused(config: Any, message: str):
     with pytest.raises(KinemaError, match=message):
-        make_bottleneck(name, **options)
+        make_bottleneck(config)
+
+
+def test_indices_are_checked_unless_values_are_not():
+    fsq = FSQ((8, 5))
+    outside = torch.full((1, 1, 1, 1), 40)
+    with pytest.raises(KinemaError, match=r"`indices` \(=40\.\.40\) must lie in 0\.\.39"):
+        fsq.indices_to_latents(outside)
+    with check_values(False):
+        assert fsq.indices_to_latents(outside).shape == (1, 2, 1, 1, 1)
+        with pytest.raises(KinemaError, match=r"`indices` \(of shape"):
+            fsq.indices_to_latents(outside[0])
 
 
 @settings(max_examples=30, deadline=None)

@@ -9,9 +9,10 @@ import torch
 from kinema.errors import KinemaError
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.presets import PRESETS as CAUSAL
-from kinema.tokenizers.causal_vae.presets import Stated
+from kinema.tokenizers.holistic.presets import PRESETS as HOLISTIC
 from kinema.tokenizers.interface import VideoTokenizer
-from kinema.tokenizers.registry import PRESETS, TOKENIZERS, make_tokenizer, preset_config, stated, tokenizer_class
+from kinema.tokenizers.registry import PRESETS, TOKENIZERS, find_preset, make_tokenizer, tokenizer_class
+from kinema.tokenizers.transformer.presets import PRESETS as TRANSFORMER
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -19,41 +20,39 @@ def test_classes_are_found_by_their_name(name: str):
     cls = tokenizer_class(name)
     assert cls.__name__ == name
     assert issubclass(cls, LatentTokenizer)
-    assert set(cls.presets) == {preset for preset, owner in PRESETS.items() if owner == name}
 
 
 def test_every_preset_is_of_one_class():
-    assert set(PRESETS.values()) == set(TOKENIZERS)
-    assert set(CAUSAL) == {preset for preset, name in PRESETS.items() if name == "CausalVideoTokenizer"}
-    assert PRESETS["vit-kl-4x8x8-c16"] == "TransformerVideoTokenizer"
-    assert PRESETS["1d-kl-17x64x64-n64-c16"] == "HolisticVideoTokenizer"
+    assert {preset.tokenizer for preset in PRESETS.values()} == set(TOKENIZERS) - {"VidTokTokenizer"}
+    assert len(PRESETS) == len(CAUSAL) + len(TRANSFORMER) + len(HOLISTIC)
+    assert set(CAUSAL) == {name for name, preset in PRESETS.items() if preset.tokenizer == "CausalVideoTokenizer"}
+    assert PRESETS["vit-kl-4x8x8-c16"].tokenizer == "TransformerVideoTokenizer"
+    assert PRESETS["1d-kl-17x64x64-n64-c16"].tokenizer == "HolisticVideoTokenizer"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_builds_and_says_what_it_costs(preset: str):
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_and_says_what_it_costs(name: str):
+    preset = find_preset(name)
     with torch.device("meta"):
-        model = make_tokenizer(preset)
-    assert type(model).__name__ == PRESETS[preset]
-    costs = stated(preset)
-    assert isinstance(costs, Stated)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(costs.parameters, rel=5e-3)
-    for name, value in preset_config(preset).items():
-        assert model.config[name] == value
+        model = make_tokenizer(name)
+    assert type(model).__name__ == preset.tokenizer
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(preset.cost.parameters, rel=5e-3)
+    for argument, value in preset.config.items():
+        assert model.config[argument] == value
     assert isinstance(model, VideoTokenizer)
 
 
-def test_a_config_is_a_copy():
-    preset_config("vit-kl-4x8x8-c16")["bottleneck"] = "none"
-    assert preset_config("vit-kl-4x8x8-c16")["bottleneck"] == "kl"
+def test_a_model_has_a_copy_of_its_presets_config():
+    with torch.device("meta"):
+        make_tokenizer("vit-kl-4x8x8-c16").config["bottleneck"]["name"] = "none"
+    assert find_preset("vit-kl-4x8x8-c16").config["bottleneck"]["name"] == "kl"
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(KinemaError, match=r"`preset` \(='nope'\) must be one of 1d-.*, kl-4x8x8-c16, .*vit-"):
         make_tokenizer("nope")
     with pytest.raises(KinemaError, match=r"`preset` \(='nope'\)"):
-        preset_config("nope")
-    with pytest.raises(KinemaError, match=r"`preset` \(='nope'\)"):
-        stated("nope")
+        find_preset("nope")
     with pytest.raises(KinemaError, match=r"`name` \(='Wan'\) must be one of CausalVideoTokenizer, Transformer"):
         tokenizer_class("Wan")
 

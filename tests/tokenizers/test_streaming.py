@@ -14,6 +14,7 @@ from kinema.errors import KinemaError
 from kinema.tokenizers import base
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.checks import check_latents
+from kinema.tokenizers.registry import make_tokenizer
 from kinema.tokenizers.streaming import StreamCache, whole_steps
 from kinema.tokenizers.tiling import spans
 from tokenizing import close, cut, randomised, video
@@ -71,7 +72,7 @@ def test_decoding_in_any_chunks_is_decoding_the_clip(
 )
 def test_every_architecture_streams_exactly(name: str):
     """Of discrete ones what comes before the rounding: a value near the middle between two codes may fall to either."""
-    model = randomised(CausalVideoTokenizer.from_preset(name), vectors=0.5)
+    model = randomised(make_tokenizer(name), vectors=0.5)
     ct, cs = model.temporal_compression_ratio, model.spatial_compression_ratio
     clip = video(1 + 3 * ct, 2 * cs, 2 * cs)
     whole, cache = model.encoder(clip), StreamCache()
@@ -258,7 +259,7 @@ def test_spans_keep_every_cell_once(size: int, tile: int, context: int, grain: i
 
 @torch.no_grad()
 def test_frames_are_cut_by_themselves_above_a_size(monkeypatch):
-    monkeypatch.setattr(CausalVideoTokenizer, "_tile_size", 32)
+    monkeypatch.setattr(CausalVideoTokenizer, "tile_size", 32)
     model = randomised(CausalVideoTokenizer(**TINY), vectors=0.5)
     widths: list[int] = []
     model.encoder.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))

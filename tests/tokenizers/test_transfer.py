@@ -11,18 +11,19 @@ from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.causal_vae.regression import LeastSquares
 from kinema.tokenizers.causal_vae.transfer import transfer
+from kinema.tokenizers.presets import kl
 from kinema.training.config import TokenizerTrainingConfig
 from kinema.training.tokenizer import start_model
 from kinema.weights import embedded_dir
 
-FSQ = {"bottleneck": "fsq", "latent_channels": None, "fsq_levels": (8, 8, 8)}
-LFQ = {"bottleneck": "lfq", "latent_channels": None, "codebook_size": 2**3}
-BSQ = {"bottleneck": "bsq", "latent_channels": None, "codebook_size": 2**3}
+FSQ = {"name": "fsq", "levels": (8, 8, 8)}
+LFQ = {"name": "lfq", "num_bits": 3}
+BSQ = {"name": "bsq", "num_bits": 3}
 QUANTISERS = pytest.mark.parametrize("quantiser", [FSQ, LFQ, BSQ], ids=["fsq", "lfq", "bsq"])
 
 
-def make(**options: object) -> CausalVideoTokenizer:
-    return CausalVideoTokenizer(**{**TINY, **options}).eval()
+def make(bottleneck: dict[str, object]) -> CausalVideoTokenizer:
+    return CausalVideoTokenizer(**{**TINY, "bottleneck": bottleneck}).eval()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def clips() -> Tensor:
 
 def with_networks(clips: Tensor, latent_channels: int) -> CausalVideoTokenizer:
     """A tokenizer in which the linear path and the networks both do something."""
-    model = make(latent_channels=latent_channels)
+    model = make(kl(latent_channels))
     model.init_linear([clips])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -68,7 +69,7 @@ def test_least_squares_with_a_channel_that_never_changes():
 
 @torch.no_grad()
 def test_as_many_channels_lose_nothing(clips: Tensor):
-    source, target = with_networks(clips, 4), make(latent_channels=4)
+    source, target = with_networks(clips, 4), make(kl(4))
     transfer(source, target, [clips[:4], clips[4:]])
     torch.testing.assert_close(target.reconstruct(clips), source.reconstruct(clips), atol=1e-4, rtol=0)
     latents = target.encode(clips).latents
@@ -79,7 +80,7 @@ def test_as_many_channels_lose_nothing(clips: Tensor):
 @torch.no_grad()
 def test_fewer_channels_keep_the_principal_components(clips: Tensor):
     """Of a linear source, the transfer is the linear code of the smaller size."""
-    source, target, linear = make(latent_channels=8), make(latent_channels=3), make(latent_channels=3)
+    source, target, linear = make(kl(8)), make(kl(3)), make(kl(3))
     source.init_linear([clips])
     linear.init_linear([clips])
     transfer(source, target, [clips])
@@ -91,11 +92,11 @@ def test_fewer_channels_keep_the_principal_components(clips: Tensor):
 @pytest.mark.parametrize("start", ["linear", "transfer"])
 def test_the_decoder_expects_quantised_latents(start: str, quantiser: dict[str, object], clips: Tensor):
     """No affine change of the quantised latents makes the start better: its error has nothing of them left."""
-    model = make(**quantiser)
+    model = make(quantiser)
     if start == "linear":
         model.init_linear([clips])
     else:
-        source = make(latent_channels=8)
+        source = make(kl(8))
         source.init_linear([clips])
         transfer(source, model, [clips])
     # Whole latent steps only: a first frame is a block of its own that fills the fold with copies.
@@ -115,7 +116,7 @@ def test_the_decoder_expects_quantised_latents(start: str, quantiser: dict[str, 
 @torch.no_grad()
 @QUANTISERS
 def test_the_linear_start_of_a_quantiser_is_near_that_of_its_channels(quantiser: dict[str, object], clips: Tensor):
-    quantised, continuous, silent = make(**quantiser), make(latent_channels=3), float(clips.square().mean())
+    quantised, continuous, silent = make(quantiser), make(kl(3)), float(clips.square().mean())
     quantised.init_linear([clips])
     continuous.init_linear([clips])
     lost = error(quantised, clips) - error(continuous, clips)
@@ -127,9 +128,9 @@ def test_the_linear_start_of_a_quantiser_is_near_that_of_its_channels(quantiser:
 def test_starts_take_clips_of_any_size(clips: Tensor):
     """Padded, as training itself does it."""
     part = clips[:, :, :7, :20, :18]
-    source = make(latent_channels=8)
+    source = make(kl(8))
     source.init_linear([part])
-    for model in (make(**FSQ), make(latent_channels=3)):
+    for model in (make(FSQ), make(kl(3))):
         transfer(source, model, [part])
         assert error(model, part) < float(part.square().mean())
 
@@ -137,11 +138,11 @@ def test_starts_take_clips_of_any_size(clips: Tensor):
 @torch.no_grad()
 def test_a_transfer_must_fit(clips: Tensor):
     with pytest.raises(KinemaError, match=r"`source` \(=3 continuous latent channels\) .* at least 4"):
-        transfer(make(latent_channels=3), make(latent_channels=4), [clips])
+        transfer(make(kl(3)), make(kl(4)), [clips])
     with pytest.raises(KinemaError, match=r"`source` \(=3 discrete latent channels\)"):
-        transfer(make(**FSQ), make(latent_channels=3), [clips])
+        transfer(make(FSQ), make(kl(3)), [clips])
     with pytest.raises(KinemaError, match=r"`videos` \(=no clip\)"):
-        transfer(make(latent_channels=4), make(latent_channels=4), [])
+        transfer(make(kl(4)), make(kl(4)), [])
 
 
 def test_training_starts_from_another_bottleneck():
@@ -150,9 +151,9 @@ def test_training_starts_from_another_bottleneck():
         preset="fsq-4x8x8-32768", data=("toybox",), init_from=folder, init_linear=False, batch_size=1
     )
     model, source = start_model(config)
-    assert (model.config.bottleneck, source.config.bottleneck) == ("fsq", "kl")
+    assert (model.config.bottleneck["name"], source.config.bottleneck["name"]) == ("fsq", "kl")
     same = dataclasses.replace(config, preset="kl-4x8x8-c16")
     model, source = start_model(same)
-    assert (model.config.bottleneck, source) == ("kl", None)
+    assert (model.config.bottleneck["name"], source) == ("kl", None)
     with pytest.raises(KinemaError, match=r"`init_from` .*must have `decoder_blocks`"):
         start_model(dataclasses.replace(config, preset="fsq-4x16x16-32768"))

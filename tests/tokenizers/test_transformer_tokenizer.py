@@ -11,11 +11,13 @@ from kinema.errors import KinemaError
 from kinema.flops import FlopCounter
 from kinema.tokenizers import base
 from kinema.tokenizers.interface import VideoTokenizer, latent_shape
+from kinema.tokenizers.presets import kl
 from kinema.tokenizers.quantizers import BOTTLENECKS, DiscreteBottleneck
+from kinema.tokenizers.registry import make_tokenizer
 from kinema.tokenizers.streaming import StreamCache
 from kinema.tokenizers.transformer.layers import SpatialAttention, TemporalAttention
 from kinema.tokenizers.transformer.model import TransformerVideoTokenizer
-from kinema.tokenizers.transformer.presets import PRESETS, STATED, TINY
+from kinema.tokenizers.transformer.presets import PRESETS, TINY
 from tokenizing import close, cut, noise, randomised, video
 
 
@@ -201,7 +203,7 @@ def test_the_context_is_as_far_as_an_output_can_depend_and_no_further(tiny: Tran
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vit-kl-4x8x8-c16", "vit-kl-4x16x16-c32"])
 def test_a_large_preset_tiles_without_an_error(name: str):
-    model = randomised(TransformerVideoTokenizer.from_preset(name))
+    model = randomised(make_tokenizer(name))
     cs = model.spatial_compression_ratio
     size = 100 * cs
     model.disable_tiling()
@@ -229,7 +231,7 @@ def test_untrained_with_linear_start_is_the_code_of_the_convolutional_one():
     clips = torch.nn.functional.avg_pool3d(noise(8, 3, 9, 32, 32), (3, 5, 5), stride=1, padding=(1, 2, 2))
     model = TransformerVideoTokenizer(**TINY)
     other = CausalVideoTokenizer(
-        bottleneck="kl", latent_channels=4, ratios=((2, 4, 4),), encoder_widths=(8, 8), encoder_blocks=(0, 0),
+        bottleneck=kl(4), ratios=((2, 4, 4),), encoder_widths=(8, 8), encoder_blocks=(0, 0),
         decoder_widths=(8, 8), decoder_blocks=(0, 0),
     )  # fmt: skip
     for tokenizer in (model, other):
@@ -244,16 +246,16 @@ def test_untrained_with_linear_start_is_the_code_of_the_convolutional_one():
 @pytest.mark.parametrize(
     "bottleneck",
     [
-        dict(bottleneck="kl", latent_channels=4),
-        dict(bottleneck="fsq", fsq_levels=(8, 5), latent_channels=None),
-        dict(bottleneck="lfq", codebook_size=16, latent_channels=None),
-        dict(bottleneck="bsq", codebook_size=16, latent_channels=None),
-        dict(bottleneck="vq", codebook_size=16),
+        dict(name="kl", latent_channels=4),
+        dict(name="fsq", levels=(8, 5)),
+        dict(name="lfq", num_bits=4),
+        dict(name="bsq", num_bits=4),
+        dict(name="vq", codebook_size=16, latent_channels=4),
     ],
-    ids=lambda options: options["bottleneck"],
+    ids=lambda options: options["name"],
 )
 def test_every_weight_gets_a_gradient_from_every_bottleneck(bottleneck: dict):
-    model = randomised(TransformerVideoTokenizer(**TINY | bottleneck)).train()
+    model = randomised(TransformerVideoTokenizer(**{**TINY, "bottleneck": bottleneck})).train()
     clip = video(9, 24, 24, batch=2)
     reconstruction, output = model(clip, generator=torch.Generator().manual_seed(0))
     loss = (reconstruction - clip).square().mean() + sum(output.losses.values())
@@ -307,7 +309,7 @@ def test_encoder_and_decoder_have_precisions_of_their_own():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bottleneck": "vq9"}, r"`bottleneck` \(='vq9'\) must be one of kl, fsq"),
+        ({"bottleneck": {"name": "vq9"}}, r"`bottleneck` \(='vq9'\) must be one of kl, fsq"),
         ({"ratio": (4, 8)}, r"`ratio` \(=\(4, 8\)\) must be three numbers"),
         ({"ratio": (4, 8, 16)}, r"`ratio` \(=\(4, 8, 16\)\) must be even numbers"),
         ({"ratio": (3, 8, 8)}, r"`ratio` \(=\(3, 8, 8\)\) must be even numbers"),
@@ -319,15 +321,13 @@ def test_encoder_and_decoder_have_precisions_of_their_own():
 def test_wrong_configs_are_refused(change: dict, message: str):
     with pytest.raises(KinemaError, match=message):
         TransformerVideoTokenizer(**{**TINY, **change})
-    with pytest.raises(KinemaError, match=r"'nope'.*vit-bsq-4x8x8-262144, .*vit-kl-4x16x16-c32"):
-        TransformerVideoTokenizer.from_preset("nope")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_its_name_says(name: str):
     with torch.device("meta"):
-        model = TransformerVideoTokenizer.from_preset(name)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(STATED[name].parameters, rel=5e-3)
+        model = make_tokenizer(name)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PRESETS[name].cost.parameters, rel=5e-3)
     _, bottleneck, ratio, size = name.split("-")
     assert type(model.quantizer) is BOTTLENECKS[bottleneck]
     temporal, spatial = model.temporal_compression_ratio, model.spatial_compression_ratio
@@ -345,14 +345,14 @@ def test_a_preset_is_what_its_name_says(name: str):
 )
 def test_a_preset_costs_what_its_row_says(name: str):
     with torch.device("meta"):
-        model = TransformerVideoTokenizer.from_preset(name).eval()
+        model = make_tokenizer(name).eval()
         clip = torch.empty(1, 3, 17, 256, 256)
     with FlopCounter() as encoding:
         latents = model.quantizer(model.encoder(clip, StreamCache())).mode
     with FlopCounter() as decoding:
         assert model.decoder(latents, StreamCache()).shape == clip.shape
-    assert encoding.get_total_flops() / 1e9 == pytest.approx(STATED[name].encode, rel=5e-3)
-    assert decoding.get_total_flops() / 1e9 == pytest.approx(STATED[name].decode, rel=5e-3)
+    assert encoding.get_total_flops() / 1e9 == pytest.approx(PRESETS[name].cost.encode, rel=5e-3)
+    assert decoding.get_total_flops() / 1e9 == pytest.approx(PRESETS[name].cost.decode, rel=5e-3)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from kinema.training.tokenizer import TokenizerTask, train
 NATIVE_BF16 = pytest.mark.skipif(
     not computes_bf16(torch.device("cpu")), reason="trainings refuse bfloat16 on a processor without it"
 )
-VQ = TINY | dict(bottleneck="vq", codebook_size=16)
+VQ = TINY | dict(bottleneck=dict(name="vq", codebook_size=16, latent_channels=4))
 
 
 PLAIN: dict = {
@@ -279,7 +279,7 @@ class Spoiled(tokenizer.TokenizerTask):
 
 tokenizer.TokenizerTask = Spoiled
 torch.manual_seed(0)
-model = CausalVideoTokenizer(**(TINY | dict(bottleneck="vq", codebook_size=16)))
+model = CausalVideoTokenizer(**(TINY | dict(bottleneck=dict(name="vq", codebook_size=16, latent_channels=4))))
 tokenizer.train(from_dict(TokenizerTrainingConfig, json.loads(sys.argv[1])), model)
 """
 

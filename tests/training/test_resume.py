@@ -282,8 +282,8 @@ def test_settings_of_diffusion_that_must_stay(config, changes):
 def test_the_model_must_stay(tokenizer_config):
     train_tiny(tokenizer_config)
     before = contents(tokenizer_config.run_dir)
-    with pytest.raises(KinemaError, match=r"`bottleneck` \(=fsq\) must stay kl"):
-        train_tiny(go_on(tokenizer_config), bottleneck="fsq", fsq_levels=(8, 8), latent_channels=2)
+    with pytest.raises(KinemaError, match=r"`bottleneck` \(=\{'name': 'fsq', .* must stay \{'name': 'kl'"):
+        train_tiny(go_on(tokenizer_config), bottleneck={"name": "fsq", "levels": (8, 8)})
     assert contents(tokenizer_config.run_dir) == before
 
 

@@ -95,8 +95,12 @@ def test_a_step_of_a_transformer(diffusion, settings):
 @pytest.mark.parametrize("bottleneck", ["kl", "vq", "fsq", "lfq", "bsq"])
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
 def test_a_step_of_a_tokenizer(tokenizer, bottleneck, adversarial):
-    more: dict[str, Any] = {"vq": {"codebook_size": 16}, "fsq": {"fsq_levels": (4, 4, 4), "latent_channels": None}}
-    settings = TINY | {"bottleneck": bottleneck} | more.get(bottleneck, {})
+    options: dict[str, Any] = {
+        "kl": {"latent_channels": 4},
+        "vq": {"codebook_size": 16, "latent_channels": 4},
+        "fsq": {"levels": (4, 4, 4)},
+    }
+    settings: dict[str, Any] = TINY | {"bottleneck": {"name": bottleneck, **options.get(bottleneck, {"num_bits": 4})}}
     if adversarial:
         small: Any = {"discriminator_width": 4, "discriminator_levels": 2}
         tokenizer = dataclasses.replace(tokenizer, adversarial_weight=adversarial, **small)

@@ -1,6 +1,7 @@
 """The convolutional causal tokenizer, with any bottleneck: latent step k depends on frames up to k·ct alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -11,8 +12,6 @@ from torch import Tensor
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.klt import fit_klt
 from kinema.tokenizers.causal_vae.networks import HAAR_RATIO, Decoder, Encoder, Ratio, block_ratio
-from kinema.tokenizers.causal_vae.presets import PRESETS
-from kinema.tokenizers.quantizers import make_bottleneck
 
 # diffusers looks for the base class of a pipeline's component by this name in the component's own module.
 __all__ = ["CausalVideoTokenizer", "ModelMixin"]
@@ -22,25 +21,20 @@ class CausalVideoTokenizer(LatentTokenizer):
     """Compresses clips of any length and size into latents, and back; one frame is an image.
 
     Args (all are saved in the config):
-        bottleneck: a name in `kinema.tokenizers.quantizers.BOTTLENECKS`: "kl", "fsq", ...
-        latent_channels: channels of the latents, where the bottleneck does not say them.
-        fsq_levels: levels per channel of an FSQ bottleneck.
+        bottleneck: `name`, a key of `kinema.tokenizers.quantizers.BOTTLENECKS`, and the arguments of that class:
+            ``{"name": "kl", "latent_channels": 16}``.
         ratios: (time, height, width) ratio of each downsampling that follows the 2×2×2 Haar level.
         encoder_widths, decoder_widths: channels per stage, from half resolution down to the latents' resolution.
         encoder_blocks, decoder_blocks: residual blocks per stage, in the same order.
-        latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
-        codebook_size: number of codes of an LFQ, BSQ or VQ bottleneck.
+        latents_mean, latents_std: per channel, for `normalize`; measured on training data. None: the identity.
     """
 
-    presets = PRESETS
     _repeated_blocks = ["ResidualBlock"]  # noqa: RUF012 (diffusers' protocol)
 
     @register_to_config
     def __init__(
         self,
-        bottleneck: str = "kl",
-        latent_channels: int | None = None,
-        fsq_levels: Sequence[int] | None = None,
+        bottleneck: Mapping[str, Any],
         ratios: Sequence[Sequence[int]] = ((2, 2, 2), (1, 2, 2)),
         encoder_widths: Sequence[int] = (24, 96, 192),
         encoder_blocks: Sequence[int] = (1, 1, 2),
@@ -48,12 +42,9 @@ class CausalVideoTokenizer(LatentTokenizer):
         decoder_blocks: Sequence[int] = (1, 3, 3),
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
-        codebook_size: int | None = None,
     ):
         super().__init__()
-        self.quantizer = make_bottleneck(
-            bottleneck, latent_channels=latent_channels, fsq_levels=fsq_levels, codebook_size=codebook_size
-        )
+        self._init_bottleneck(bottleneck, latents_mean, latents_std)
         z = self.quantizer.latent_channels
         stages: list[Ratio] = [(r[0], r[1], r[2]) for r in ratios]
         self.encoder = Encoder(3, self.quantizer.in_channels, z, encoder_widths, encoder_blocks, stages)

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kinema.errors import KinemaError
 from kinema.tokenizers.causal_vae.layers import (
     Downsample,
     ResidualBlock,
@@ -47,19 +48,24 @@ class Coder(nn.Module):
     """An encoder or decoder made of blocks.
 
     Attributes:
-        gradient_checkpointing: whether the backward pass computes what is inside of blocks once more.
+        gradient_checkpointing: Whether the backward pass recomputes the blocks' activations.
     """
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
 
     def run(self, blocks: Iterable[nn.Module], x: Tensor, *more: Any) -> Tensor:
-        """One block after the other; `more` goes to each."""
+        """Apply the blocks in order; `more` goes to each.
+
+        Raises:
+            KinemaError: Gradient checkpointing of a stream, whose cache has changed when blocks are recomputed.
+        """
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
+        if recomputes and any(isinstance(value, StreamCache) for value in more):
+            flags = "`use_framewise_encoding`, `use_framewise_decoding`"
+            raise KinemaError(f"{flags} (=True) must be False with gradient checkpointing")
         for block in blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, *more)
-            else:
-                x = block(x, *more)
+            x = self._gradient_checkpointing_func(block, x, *more) if recomputes else block(x, *more)
         return x
 
 

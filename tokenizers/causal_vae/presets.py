@@ -1,29 +1,6 @@
-"""Presets: one row each. The name says bottleneck, T×H×W ratio, and latent channels or codebook size.
+"""Presets: one row each. The name gives the bottleneck, the T×H×W ratio, and latent channels or codebook size."""
 
-A row is a bottleneck, the architecture of its ratio, and what they come to: parameters in millions, and GFLOP (2 per
-multiply-add of convolutions and matrix products) to encode and to decode a clip of 17×256×256.
-`benchmarks/tokenizer_presets.py` measures them again; tests compare.
-"""
-
-from dataclasses import dataclass
-from typing import Any
-
-Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stated:
-    """What a preset costs.
-
-    Attributes:
-        parameters: millions.
-        encode, decode: GFLOP for a clip of 17×256×256, 2 per multiply-add.
-    """
-
-    parameters: float
-    encode: float
-    decode: float
-
+from kinema.tokenizers.presets import BSQ, LFQ, VQ, Config, Cost, fsq, kl, preset_table
 
 # Architectures by compression ratio. `ratios` are those after the 2×2×2 Haar level; widths and blocks run from half
 # resolution down to the latents.
@@ -69,81 +46,54 @@ _8X16X16_LARGE: Config = dict(
     decoder_widths=(96, 192, 384, 768), decoder_blocks=(1, 3, 3, 4),
 )  # fmt: skip
 
-
-def _kl(channels: int) -> Config:
-    return dict(bottleneck="kl", latent_channels=channels)
-
-
-FSQ_LEVELS: dict[int, tuple[int, ...]] = {
-    4096: (16, 8, 4, 4, 2),
-    32768: (16, 8, 4, 4, 4, 4),
-    262144: (16, 16, 8, 8, 4, 4),
-}
-"""Levels of an FSQ by number of codes: more bits for the channels that matter more, as a linear start orders them.
-Against 8 levels for each channel this is worth more than 1 dB at the start (docs/decisions.md)."""
-
-
-def _fsq(codes: int) -> Config:
-    return dict(bottleneck="fsq", fsq_levels=FSQ_LEVELS[codes])
-
-
-_LFQ: Config = dict(bottleneck="lfq", codebook_size=2**18)
-_BSQ: Config = dict(bottleneck="bsq", codebook_size=2**18)
-_VQ: Config = dict(bottleneck="vq", codebook_size=8192, latent_channels=8)
-
 # Name, bottleneck, architecture; millions of parameters, GFLOP to encode, GFLOP to decode.
-_TABLE: tuple[tuple[str, Config, Config, Stated], ...] = (
-    ("kl-4x4x4-c4",         _kl(4),       _4X4X4,    Stated(2.18, 35.3, 63.4)),
-    ("kl-4x4x4-c8",         _kl(8),       _4X4X4,    Stated(2.18, 35.3, 63.5)),
-    ("kl-4x4x4-c16",        _kl(16),      _4X4X4,    Stated(2.19, 35.5, 63.6)),
-    ("kl-4x4x4-c32",        _kl(32),      _4X4X4,    Stated(2.2, 35.8, 63.8)),
-    ("fsq-4x4x4-4096",      _fsq(4096),   _4X4X4,    Stated(2.18, 35.3, 63.4)),
-    ("fsq-4x4x4-32768",     _fsq(32768),  _4X4X4,    Stated(2.18, 35.3, 63.5)),
-    ("fsq-4x4x4-262144",    _fsq(262144), _4X4X4,    Stated(2.18, 35.3, 63.5)),
-    ("kl-4x8x8-c4",         _kl(4),       _4X8X8,    Stated(4.87, 28.6, 52.3)),
-    ("kl-4x8x8-c8",         _kl(8),       _4X8X8,    Stated(4.88, 28.6, 52.4)),
-    ("kl-4x8x8-c16",        _kl(16),      _4X8X8,    Stated(4.89, 28.7, 52.5)),
-    ("kl-4x8x8-c32",        _kl(32),      _4X8X8,    Stated(4.93, 28.9, 52.6)),
-    ("fsq-4x8x8-4096",      _fsq(4096),   _4X8X8,    Stated(4.87, 28.6, 52.4)),
-    ("fsq-4x8x8-32768",     _fsq(32768),  _4X8X8,    Stated(4.87, 28.6, 52.4)),
-    ("fsq-4x8x8-262144",    _fsq(262144), _4X8X8,    Stated(4.87, 28.6, 52.4)),
-    ("kl-8x8x8-c4",         _kl(4),       _8X8X8,    Stated(10.9, 38.5, 62.8)),
-    ("kl-8x8x8-c8",         _kl(8),       _8X8X8,    Stated(10.9, 38.6, 62.9)),
-    ("kl-8x8x8-c16",        _kl(16),      _8X8X8,    Stated(10.9, 38.7, 63)),
-    ("kl-8x8x8-c32",        _kl(32),      _8X8X8,    Stated(11, 38.9, 63.1)),
-    ("fsq-8x8x8-4096",      _fsq(4096),   _8X8X8,    Stated(10.9, 38.5, 62.9)),
-    ("fsq-8x8x8-32768",     _fsq(32768),  _8X8X8,    Stated(10.9, 38.6, 62.9)),
-    ("fsq-8x8x8-262144",    _fsq(262144), _8X8X8,    Stated(10.9, 38.6, 62.9)),
-    ("kl-4x16x16-c4",       _kl(4),       _4X16X16,  Stated(8.59, 15.7, 31.7)),
-    ("kl-4x16x16-c8",       _kl(8),       _4X16X16,  Stated(8.62, 15.7, 31.7)),
-    ("kl-4x16x16-c16",      _kl(16),      _4X16X16,  Stated(8.68, 15.8, 31.8)),
-    ("kl-4x16x16-c32",      _kl(32),      _4X16X16,  Stated(8.79, 16, 31.9)),
-    ("fsq-4x16x16-4096",    _fsq(4096),   _4X16X16,  Stated(8.6, 15.7, 31.7)),
-    ("fsq-4x16x16-32768",   _fsq(32768),  _4X16X16,  Stated(8.61, 15.7, 31.7)),
-    ("fsq-4x16x16-262144",  _fsq(262144), _4X16X16,  Stated(8.61, 15.7, 31.7)),
-    ("kl-8x16x16-c4",       _kl(4),       _8X16X16,  Stated(21, 32.3, 49.8)),
-    ("kl-8x16x16-c8",       _kl(8),       _8X16X16,  Stated(21, 32.4, 49.8)),
-    ("kl-8x16x16-c16",      _kl(16),      _8X16X16,  Stated(21.1, 32.5, 49.9)),
-    ("kl-8x16x16-c32",      _kl(32),      _8X16X16,  Stated(21.3, 32.6, 50.1)),
-    ("fsq-8x16x16-4096",    _fsq(4096),   _8X16X16,  Stated(21, 32.3, 49.8)),
-    ("fsq-8x16x16-32768",   _fsq(32768),  _8X16X16,  Stated(21, 32.4, 49.8)),
-    ("fsq-8x16x16-262144",  _fsq(262144), _8X16X16,  Stated(21, 32.4, 49.8)),
-    ("kl-8x32x32-c128",     _kl(128),     _8X32X32,  Stated(90.3, 38.8, 60.9)),
-    ("kl-4x8x8-c16-large",  _kl(16),     _4X8X8_LARGE, Stated(96.6, 630, 1140)),
-    ("kl-8x16x16-c32-large", _kl(32),    _8X16X16_LARGE, Stated(98.4, 201, 290)),
-    ("lfq-4x8x8-262144",    _LFQ,         _4X8X8,    Stated(4.89, 28.7, 52.5)),
-    ("bsq-4x8x8-262144",    _BSQ,         _4X8X8,    Stated(4.89, 28.7, 52.5)),
-    ("vq-4x8x8-8192",       _VQ,          _4X8X8,    Stated(4.88, 29.3, 52.4)),
+PRESETS = preset_table(
+    "CausalVideoTokenizer",
+    ("kl-4x4x4-c4",         kl(4),       _4X4X4,    Cost(2.18, 35.3, 63.4)),
+    ("kl-4x4x4-c8",         kl(8),       _4X4X4,    Cost(2.18, 35.3, 63.5)),
+    ("kl-4x4x4-c16",        kl(16),      _4X4X4,    Cost(2.19, 35.5, 63.6)),
+    ("kl-4x4x4-c32",        kl(32),      _4X4X4,    Cost(2.2, 35.8, 63.8)),
+    ("fsq-4x4x4-4096",      fsq(4096),   _4X4X4,    Cost(2.18, 35.3, 63.4)),
+    ("fsq-4x4x4-32768",     fsq(32768),  _4X4X4,    Cost(2.18, 35.3, 63.5)),
+    ("fsq-4x4x4-262144",    fsq(262144), _4X4X4,    Cost(2.18, 35.3, 63.5)),
+    ("kl-4x8x8-c4",         kl(4),       _4X8X8,    Cost(4.87, 28.6, 52.3)),
+    ("kl-4x8x8-c8",         kl(8),       _4X8X8,    Cost(4.88, 28.6, 52.4)),
+    ("kl-4x8x8-c16",        kl(16),      _4X8X8,    Cost(4.89, 28.7, 52.5)),
+    ("kl-4x8x8-c32",        kl(32),      _4X8X8,    Cost(4.93, 28.9, 52.6)),
+    ("fsq-4x8x8-4096",      fsq(4096),   _4X8X8,    Cost(4.87, 28.6, 52.4)),
+    ("fsq-4x8x8-32768",     fsq(32768),  _4X8X8,    Cost(4.87, 28.6, 52.4)),
+    ("fsq-4x8x8-262144",    fsq(262144), _4X8X8,    Cost(4.87, 28.6, 52.4)),
+    ("kl-8x8x8-c4",         kl(4),       _8X8X8,    Cost(10.9, 38.5, 62.8)),
+    ("kl-8x8x8-c8",         kl(8),       _8X8X8,    Cost(10.9, 38.6, 62.9)),
+    ("kl-8x8x8-c16",        kl(16),      _8X8X8,    Cost(10.9, 38.7, 63)),
+    ("kl-8x8x8-c32",        kl(32),      _8X8X8,    Cost(11, 38.9, 63.1)),
+    ("fsq-8x8x8-4096",      fsq(4096),   _8X8X8,    Cost(10.9, 38.5, 62.9)),
+    ("fsq-8x8x8-32768",     fsq(32768),  _8X8X8,    Cost(10.9, 38.6, 62.9)),
+    ("fsq-8x8x8-262144",    fsq(262144), _8X8X8,    Cost(10.9, 38.6, 62.9)),
+    ("kl-4x16x16-c4",       kl(4),       _4X16X16,  Cost(8.59, 15.7, 31.7)),
+    ("kl-4x16x16-c8",       kl(8),       _4X16X16,  Cost(8.62, 15.7, 31.7)),
+    ("kl-4x16x16-c16",      kl(16),      _4X16X16,  Cost(8.68, 15.8, 31.8)),
+    ("kl-4x16x16-c32",      kl(32),      _4X16X16,  Cost(8.79, 16, 31.9)),
+    ("fsq-4x16x16-4096",    fsq(4096),   _4X16X16,  Cost(8.6, 15.7, 31.7)),
+    ("fsq-4x16x16-32768",   fsq(32768),  _4X16X16,  Cost(8.61, 15.7, 31.7)),
+    ("fsq-4x16x16-262144",  fsq(262144), _4X16X16,  Cost(8.61, 15.7, 31.7)),
+    ("kl-8x16x16-c4",       kl(4),       _8X16X16,  Cost(21, 32.3, 49.8)),
+    ("kl-8x16x16-c8",       kl(8),       _8X16X16,  Cost(21, 32.4, 49.8)),
+    ("kl-8x16x16-c16",      kl(16),      _8X16X16,  Cost(21.1, 32.5, 49.9)),
+    ("kl-8x16x16-c32",      kl(32),      _8X16X16,  Cost(21.3, 32.6, 50.1)),
+    ("fsq-8x16x16-4096",    fsq(4096),   _8X16X16,  Cost(21, 32.3, 49.8)),
+    ("fsq-8x16x16-32768",   fsq(32768),  _8X16X16,  Cost(21, 32.4, 49.8)),
+    ("fsq-8x16x16-262144",  fsq(262144), _8X16X16,  Cost(21, 32.4, 49.8)),
+    ("kl-8x32x32-c128",     kl(128),     _8X32X32,  Cost(90.3, 38.8, 60.9)),
+    ("kl-4x8x8-c16-large",  kl(16),     _4X8X8_LARGE, Cost(96.6, 630, 1140)),
+    ("kl-8x16x16-c32-large", kl(32),    _8X16X16_LARGE, Cost(98.4, 201, 290)),
+    ("lfq-4x8x8-262144",    LFQ,         _4X8X8,    Cost(4.89, 28.7, 52.5)),
+    ("bsq-4x8x8-262144",    BSQ,         _4X8X8,    Cost(4.89, 28.7, 52.5)),
+    ("vq-4x8x8-8192",       VQ,          _4X8X8,    Cost(4.88, 29.3, 52.4)),
 )  # fmt: skip
 
-PRESETS: dict[str, Config] = {name: bottleneck | architecture for name, bottleneck, architecture, _ in _TABLE}
-"""Arguments of `CausalVideoTokenizer` by name."""
-
-STATED: dict[str, Stated] = {name: stated for name, _, _, stated in _TABLE}
-"""Parameters and GFLOP of each preset."""
-
 TINY: Config = dict(
-    bottleneck="kl", latent_channels=4, ratios=_4X8X8["ratios"],
+    bottleneck=kl(4), ratios=_4X8X8["ratios"],
     encoder_widths=(8, 8, 16), encoder_blocks=(1, 1, 1),
     decoder_widths=(8, 8, 16), decoder_blocks=(1, 1, 1),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The holistic tokenizer: a clip as a chosen number of ordered tokens without a grid, decoded from any first few."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,13 +14,11 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.tokenizers import base
 from kinema.tokenizers.base import LatentTokenizer
-from kinema.tokenizers.checks import check_video
+from kinema.tokenizers.checks import check_values, check_video
 from kinema.tokenizers.holistic.linear import fit
 from kinema.tokenizers.holistic.networks import TokenDecoder, TokenEncoder, TokenTrunk
-from kinema.tokenizers.holistic.presets import PRESETS
 from kinema.tokenizers.holistic.windows import Windows
 from kinema.tokenizers.interface import TokenizerOutput
-from kinema.tokenizers.quantizers import make_bottleneck
 from kinema.tokenizers.streaming import StreamCache, whole_steps
 
 # diffusers looks for the base class of a pipeline's component by this name in the component's own module.
@@ -46,10 +45,8 @@ class HolisticVideoTokenizer(LatentTokenizer):
     chunk of a stream holds all windows of one or more of them.
 
     Args (all are saved in the config):
-        bottleneck: a name in `kinema.tokenizers.quantizers.BOTTLENECKS`: "kl", "fsq", ...
-        latent_channels: channels of the latents, where the bottleneck does not say them.
-        fsq_levels: levels per channel of an FSQ bottleneck.
-        codebook_size: number of codes of an LFQ, BSQ or VQ bottleneck.
+        bottleneck: `name`, a key of `kinema.tokenizers.quantizers.BOTTLENECKS`, and the arguments of that class:
+            ``{"name": "kl", "latent_channels": 16}``.
         num_frames, size: of a window; `num_frames` is 1 more than a multiple of the patches' frames.
         num_tokens: tokens of a window.
         patch: frames, rows and columns of a patch; even numbers, rows and columns equal.
@@ -58,10 +55,9 @@ class HolisticVideoTokenizer(LatentTokenizer):
         head_dim: channels of an attention head.
         mlp_ratio: hidden width of a block's MLP over its width.
         nested_dropout: one of `NESTED_DROPOUT`.
-        latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
+        latents_mean, latents_std: per channel, for `normalize`; measured on training data. None: the identity.
     """
 
-    presets = PRESETS
     _repeated_blocks = ["JointBlock"]  # noqa: RUF012 (diffusers' protocol)
     has_grid = False
 
@@ -71,10 +67,7 @@ class HolisticVideoTokenizer(LatentTokenizer):
     @register_to_config
     def __init__(
         self,
-        bottleneck: str = "kl",
-        latent_channels: int | None = None,
-        fsq_levels: Sequence[int] | None = None,
-        codebook_size: int | None = None,
+        bottleneck: Mapping[str, Any],
         num_frames: int = 17,
         size: int = 64,
         num_tokens: int = 64,
@@ -90,9 +83,7 @@ class HolisticVideoTokenizer(LatentTokenizer):
         latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
-        self.quantizer = make_bottleneck(
-            bottleneck, latent_channels=latent_channels, fsq_levels=fsq_levels, codebook_size=codebook_size
-        )
+        self._init_bottleneck(bottleneck, latents_mean, latents_std)
         if len(patch) != 3:
             raise KinemaError(f"`patch` (={tuple(patch)}) must be three numbers (time, height, width)")
         if num_tokens < 1:
@@ -139,12 +130,14 @@ class HolisticVideoTokenizer(LatentTokenizer):
         check_video(video)
         if num_tokens is not None and not 1 <= num_tokens <= self.num_tokens:
             raise KinemaError(f"`num_tokens` (={num_tokens}) must lie in 1..{self.num_tokens}")
-        return self._quantized(self._hidden(video, num_tokens), video.shape[2:])[0]
+        hidden = self._by_slices(lambda part: self._hidden(part, num_tokens=num_tokens), video)
+        return self._quantized(hidden, video.shape[2:])[0]
 
-    def _hidden(self, video: Tensor, num_tokens: int | None = None) -> Tensor:
+    def _hidden(self, video: Tensor, whole: bool = False, num_tokens: int | None = None) -> Tensor:
         windows = self._windows_of(video).split(video.to(self._type_of(self.encoder))).flatten(0, 1)
         count = self.num_tokens if num_tokens is None else num_tokens
-        tokens = torch.cat([self.encoder(part, count) for part in windows.split(self._at_once(len(windows)))])
+        size = len(windows) if whole or not self.use_framewise_encoding else self._windows_per_pass
+        tokens = torch.cat([self.encoder(part, count) for part in windows.split(size)])
         return rearrange(tokens, "(b k) n c -> b c k 1 n", b=len(video))
 
     def _decoded(
@@ -153,9 +146,10 @@ class HolisticVideoTokenizer(LatentTokenizer):
         num_frames: int | None,
         height: int | None,
         width: int | None,
+        whole: bool = False,
         lengths: Int[Tensor, " g"] | None = None,
     ) -> Tensor:
-        """The video of all tokens that are there, or of the first so many of each window (`lengths`)."""
+        """The cropped video of all tokens, or of the first `lengths` tokens of each window."""
         b, z, count, one, n = latents.shape
         if one != 1 or n > self.num_tokens:
             raise KinemaError(
@@ -165,29 +159,25 @@ class HolisticVideoTokenizer(LatentTokenizer):
         clip = num_frames, height, width
         layout = Windows.of_latents(self._temporal_ratio, self._spatial_ratio, count, clip)
         tokens = rearrange(latents, "b z k 1 n -> (b k) n z").to(self._type_of(self.decoder))
-        some = self._at_once(len(tokens))
-        present = [None] * len(tokens) if lengths is None else lengths.split(some)
-        parts = [self.decoder(*part) for part in zip(tokens.split(some), present, strict=False)]
+        size = len(tokens) if whole or not self.use_framewise_decoding else self._windows_per_pass
+        present = [None] * len(tokens) if lengths is None else lengths.split(size)
+        parts = [self.decoder(*part) for part in zip(tokens.split(size), present, strict=False)]
         video = layout.join(rearrange(torch.cat(parts), "(b k) ... -> b k ...", b=b))
         return video[:, :, :num_frames, : height or self._spatial_ratio, : width or self._spatial_ratio]
 
     def forward(
-        self,
-        video: Float[Tensor, "b 3 t h w"],
-        sample_posterior: bool = True,
-        generator: torch.Generator | None = None,
+        self, video: Tensor, sample_posterior: bool = True, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b 3 t h w"], TokenizerOutput]:
-        """Reconstruction (not clamped) and the encoder's output, for training; the video is not checked.
-
-        In training mode every window loses a random tail of its tokens before it is decoded.
-        """
-        output, latents = self._quantized(self._hidden(video), video.shape[2:], sample_posterior, generator)
+        """As `LatentTokenizer.forward`; in training mode, a random number of each window's last tokens is dropped."""
+        with check_values(False):
+            check_video(video)
+        hidden = self._hidden(video, whole=True)
+        output, latents = self._quantized(hidden, video.shape[2:], sample_posterior, generator)
         lengths = None
         if self.training and self._nested_dropout != "none":
             count = latents.shape[0] * latents.shape[2]
             lengths = prefix_lengths(count, self.num_tokens, self._nested_dropout, generator).to(latents.device)
-        t, h, w = video.shape[2:]
-        return self._decoded(latents, t, h, w, lengths), output
+        return self._decoded(latents, *video.shape[2:], whole=True, lengths=lengths), output
 
     def _hidden_pieces(self, chunks: Iterable[Tensor], cache: StreamCache) -> Iterator[Tensor]:
         frames = self._temporal_ratio
@@ -208,10 +198,9 @@ class HolisticVideoTokenizer(LatentTokenizer):
         t, h, w = video.shape[2:]
         return Windows.of_clip(self._temporal_ratio, self._spatial_ratio, (t, h, w))
 
-    def _at_once(self, count: int) -> int:
-        """Windows that pass together: all in training, else so few that memory grows with the clip only."""
-        if torch.is_grad_enabled():
-            return count
+    @property
+    def _windows_per_pass(self) -> int:
+        """Windows that encoder and decoder take at once in framewise processing."""
         return max(base.PIECE_PIXELS // (self._temporal_ratio * self._spatial_ratio**2), 1)
 
 

@@ -1,10 +1,10 @@
-"""Presets of the holistic tokenizer: one row each, as in `kinema.tokenizers.causal_vae.presets`.
+"""Presets of the holistic tokenizer: one row each.
 
-The name says bottleneck, window, tokens of a window, and latent channels or codebook size. GFLOP are those of a clip of
-17×256×256, which is 16 windows of 64×64, or 4 of 128×128.
+The name gives the bottleneck, the window, the tokens per window, and latent channels or codebook size. GFLOP are for a
+clip of 17×256×256, which is 16 windows of 64×64, or 4 of 128×128.
 """
 
-from kinema.tokenizers.causal_vae.presets import Config, Stated
+from kinema.tokenizers.presets import BSQ, Config, Cost, kl, preset_table
 
 _17X64X64: Config = dict(
     num_frames=17, size=64, patch=(4, 8, 8),
@@ -18,35 +18,22 @@ _17X128X128: Config = dict(
 )  # fmt: skip
 
 
-def _kl(channels: int, num_tokens: int) -> Config:
-    return dict(bottleneck="kl", latent_channels=channels, num_tokens=num_tokens)
+def _fsq(channels: int) -> Config:
+    return dict(name="fsq", levels=(8,) * channels)
 
 
-def _fsq(channels: int, num_tokens: int) -> Config:
-    return dict(bottleneck="fsq", fsq_levels=(8,) * channels, num_tokens=num_tokens)
-
-
-def _bsq(bits: int, num_tokens: int) -> Config:
-    return dict(bottleneck="bsq", codebook_size=2**bits, num_tokens=num_tokens)
-
-
-# Name, bottleneck and tokens, architecture; millions of parameters, GFLOP to encode, GFLOP to decode.
-_TABLE: tuple[tuple[str, Config, Config, Stated], ...] = (
-    ("1d-kl-17x64x64-n64-c16",           _kl(16, 64),   _17X64X64,    Stated(22, 155, 155)),
-    ("1d-fsq-17x64x64-n64-262144",       _fsq(6, 64),   _17X64X64,    Stated(22, 155, 155)),
-    ("1d-kl-17x128x128-n256-c16",        _kl(16, 256),  _17X128X128,  Stated(53.9, 142, 142)),
-    ("1d-fsq-17x128x128-n512-32768",     _fsq(5, 512),  _17X128X128,  Stated(54.1, 217, 217)),
-    ("1d-fsq-17x128x128-n512-262144",    _fsq(6, 512),  _17X128X128,  Stated(54.1, 217, 217)),
-    ("1d-bsq-17x128x128-n512-262144",    _bsq(18, 512), _17X128X128,  Stated(54.4, 217, 217)),
+# Name, bottleneck, architecture; millions of parameters, GFLOP to encode, GFLOP to decode.
+PRESETS = preset_table(
+    "HolisticVideoTokenizer",
+    ("1d-kl-17x64x64-n64-c16",           kl(16), _17X64X64 | dict(num_tokens=64),    Cost(22, 155, 155)),
+    ("1d-fsq-17x64x64-n64-262144",       _fsq(6), _17X64X64 | dict(num_tokens=64),    Cost(22, 155, 155)),
+    ("1d-kl-17x128x128-n256-c16",        kl(16), _17X128X128 | dict(num_tokens=256),  Cost(53.9, 142, 142)),
+    ("1d-fsq-17x128x128-n512-32768",     _fsq(5), _17X128X128 | dict(num_tokens=512),  Cost(54.1, 217, 217)),
+    ("1d-fsq-17x128x128-n512-262144",    _fsq(6), _17X128X128 | dict(num_tokens=512),  Cost(54.1, 217, 217)),
+    ("1d-bsq-17x128x128-n512-262144",    BSQ, _17X128X128 | dict(num_tokens=512),  Cost(54.4, 217, 217)),
 )  # fmt: skip
 
-PRESETS: dict[str, Config] = {name: tokens | architecture for name, tokens, architecture, _ in _TABLE}
-"""Arguments of `HolisticVideoTokenizer` by name."""
-
-STATED: dict[str, Stated] = {name: stated for name, _, _, stated in _TABLE}
-"""Parameters and GFLOP of each preset."""
-
 TINY: Config = dict(
-    bottleneck="kl", latent_channels=4, num_frames=5, size=16, num_tokens=6, patch=(4, 8, 8), head_dim=8,
+    bottleneck=kl(4), num_frames=5, size=16, num_tokens=6, patch=(4, 8, 8), head_dim=8,
     encoder_width=16, encoder_depth=2, decoder_width=16, decoder_depth=2,
 )  # fmt: skip

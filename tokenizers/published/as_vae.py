@@ -51,7 +51,6 @@ class AsVAE(nn.Module):
         # LTX reads tensors here, the others the config.
         self.register_buffer("latents_mean", torch.zeros(z), persistent=False)
         self.register_buffer("latents_std", torch.ones(z), persistent=False)
-        self.use_slicing = False
         self.config: Any = FrozenDict(
             z_dim=z,
             latent_channels=z,
@@ -88,12 +87,11 @@ class AsVAE(nn.Module):
             KinemaError: the clip is no video, or its size is not whole.
         """
         self._check_whole(x)
-        codes = [self.tokenizer.encode(part).latent_dist for part in self._slices(x)]
-        mean, logvar = (torch.cat([getattr(code, name) for code in codes]) for name in ("mean", "logvar"))
+        code = self.tokenizer.encode(x).latent_dist
         # Normalisation is affine: its slope, from where it takes 1 and 0, scales the spread.
-        one = torch.ones_like(mean[:1, :, :1, :1, :1])
+        one = torch.ones_like(code.mean[:1, :, :1, :1, :1])
         slope = self.tokenizer.normalize(one) - self.tokenizer.normalize(torch.zeros_like(one))
-        posterior: Any = DiagonalGaussian(self.tokenizer.normalize(mean), logvar + 2 * slope.log())
+        posterior: Any = DiagonalGaussian(self.tokenizer.normalize(code.mean), code.logvar + 2 * slope.log())
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook
@@ -109,8 +107,7 @@ class AsVAE(nn.Module):
             KinemaError: the latents are not of this tokenizer.
         """
         check_latents(z, self.config.latent_channels)
-        parts = [self.tokenizer.decode(self.tokenizer.denormalize(part.float())).sample for part in self._slices(z)]
-        video = torch.cat(parts).to(self.dtype)
+        video = self.tokenizer.decode(self.tokenizer.denormalize(z.float())).sample.to(self.dtype)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, sample: Float[Tensor, "b 3 t h w"], return_dict: bool = True) -> Any:
@@ -119,23 +116,20 @@ class AsVAE(nn.Module):
         return self.decode(posterior.mode(), return_dict=return_dict)
 
     def enable_slicing(self) -> None:
-        """Takes the clips of a batch one by one."""
-        self.use_slicing = True
+        """As the tokenizer's `enable_slicing`."""
+        self.tokenizer.enable_slicing()
 
     def disable_slicing(self) -> None:
-        """Takes the clips of a batch together."""
-        self.use_slicing = False
+        """As the tokenizer's `disable_slicing`."""
+        self.tokenizer.disable_slicing()
 
     def enable_tiling(self, *args: Any, **options: Any) -> None:
-        """Cuts large frames into tiles; options as of the tokenizer's `enable_tiling`."""
+        """As the tokenizer's `enable_tiling`."""
         self.tokenizer.enable_tiling(*args, **options)
 
     def disable_tiling(self) -> None:
-        """Passes frames of any size whole."""
+        """As the tokenizer's `disable_tiling`."""
         self.tokenizer.disable_tiling()
-
-    def _slices(self, batch: Tensor) -> list[Tensor]:
-        return list(batch.split(1)) if self.use_slicing else [batch]
 
     def _check_whole(self, video: Tensor) -> None:
         if video.ndim != 5:

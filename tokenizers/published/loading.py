@@ -1,7 +1,7 @@
 """Any tokenizer by its name: kinema's own, VidTok's checkpoints, and auto-encoders of diffusers."""
 
+import os
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +9,55 @@ import torch
 
 from kinema.errors import KinemaError
 from kinema.loading import one_line, quiet_loading
+from kinema.machine import pick_device
 from kinema.tokenizers.interface import VideoTokenizer
-from kinema.tokenizers.registry import TOKENIZERS
+from kinema.tokenizers.registry import TOKENIZERS, tokenizer_class
 from kinema.weights import EMBEDDED, embedded_dir
 
-OWN: dict[str, str] = TOKENIZERS | {"VidTokTokenizer": "kinema.tokenizers.published.vidtok"}
-"""Tokenizers of kinema by the `_class_name` in their config.json, and where each class is."""
+DEFAULT = "kl-4x8x8-c16"
+"""The embedded tokenizer for general videos."""
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
-"""What files with VidTok's weights end in."""
+"""Suffixes of files with VidTok's weights."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_tokenizer(name: str | Path, device: str | torch.device = "cpu", argument: str = "tokenizer") -> VideoTokenizer:
-    """The tokenizer of a name, in float32 and evaluation mode.
+def load_tokenizer(
+    name: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = "cpu",
+    argument: str = "tokenizer",
+) -> VideoTokenizer:
+    """Load a tokenizer, in float32 and evaluation mode.
 
     Args:
-        name: a folder of kinema's or of diffusers, with its subfolder after a colon if need be; the name of an embedded
-            tokenizer (`kl-4x8x8-c16`, `toybox/vae`); a checkpoint file of VidTok; or a hub id, likewise with its
-            subfolder (`Wan-AI/Wan2.1-T2V-1.3B-Diffusers:vae`), which is downloaded.
-        device: where it is to compute.
-        argument: what errors call the name.
+        name: A folder of kinema or diffusers; an embedded tokenizer (`kl-4x8x8-c16`, `toybox/vae`); a checkpoint file
+            of VidTok; or a hub id, which is downloaded. A folder and a hub id may have a subfolder after a colon
+            (`Wan-AI/Wan2.1-T2V-1.3B-Diffusers:vae`). None: `DEFAULT`.
+        device: None: CUDA if available, else the CPU.
+        argument: Name of the argument in errors.
 
     Raises:
-        KinemaError: there is no such tokenizer, it is not complete, or of a class that kinema does not know.
+        KinemaError: There is no such tokenizer or device, or the tokenizer is incomplete or of an unknown class.
     """
+    device = pick_device(device)  # a mistake is reported before loading
+    name = DEFAULT if name is None else os.fspath(name)
     check_name(name, argument)
     try:
         with quiet_loading():
-            tokenizer: Any = _load(str(name))
+            tokenizer: Any = _load(name)
     except KinemaError as error:
-        raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {error}") from error
-    except Exception as error:  # diffusers raises any kind over files that are missing, damaged, or of another model
-        raise KinemaError(f"`{argument}` (={str(name)!r}) must be a complete tokenizer: {one_line(error)}") from error
+        raise KinemaError(f"`{argument}` (={name!r}) must be a complete tokenizer: {error}") from error
+    except Exception as error:  # diffusers raises any type for files that are missing, damaged or of another model
+        raise KinemaError(f"`{argument}` (={name!r}) must be a complete tokenizer: {one_line(error)}") from error
     return tokenizer.to(device).eval()
 
 
 def check_name(name: str | Path, argument: str = "tokenizer") -> None:
-    """Checks, without loading anything, that a name is one that `load_tokenizer` takes.
+    """Check, without loading anything, that `load_tokenizer` accepts a name.
 
     Raises:
-        KinemaError: There is no such folder or file, and it is no hub id.
+        KinemaError: There is no such folder or file, and it is not a hub id.
     """
     try:
         path = Path(name)
@@ -73,12 +80,13 @@ def _load(name: str) -> Any:
 
     config: Any = AutoencoderKL.load_config(place, **_options(subfolder))
     class_name = config.get("_class_name")
-    if class_name in OWN:
-        return _load_own(class_name, place, subfolder)
+    if class_name in TOKENIZERS:
+        own = tokenizer_class(class_name)
+        return own.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **_options(subfolder))
     from kinema.tokenizers.published.diffusers import FAMILIES, DiffusersTokenizer
 
     if class_name not in FAMILIES:
-        raise KinemaError(f"`_class_name` (={class_name!r}) must be one of {', '.join((*OWN, *FAMILIES))}")
+        raise KinemaError(f"`_class_name` (={class_name!r}) must be one of {', '.join((*TOKENIZERS, *FAMILIES))}")
     return DiffusersTokenizer.from_pretrained(place, subfolder)
 
 
@@ -92,13 +100,8 @@ def _place(name: str) -> tuple[str, str | None]:
     if Path(place).is_dir() or _HUB_ID.fullmatch(place):
         return place, subfolder or None
     raise KinemaError(
-        "there is no such folder or file, and it is no hub id like `owner/name` or `owner/name:subfolder`"
+        "there is no such folder or file, and it is not a hub id like `owner/name` or `owner/name:subfolder`"
     )
-
-
-def _load_own(class_name: str, place: str, subfolder: str | None) -> Any:
-    cls = getattr(import_module(OWN[class_name]), class_name)
-    return cls.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **_options(subfolder))
 
 
 def _options(subfolder: str | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kinema.errors import KinemaError
 from kinema.files import check_input_file
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.published.vidtok_networks import Decoder, Encoder
-from kinema.tokenizers.quantizers import FSQ, KL, Bottleneck, BottleneckOutput, DiagonalGaussian
+from kinema.tokenizers.quantizers import FSQ, KL, BottleneckOutput, DiagonalGaussian
 
 # diffusers looks for the base class of a pipeline's component by this name in the component's own module.
 __all__ = ["ModelMixin", "VidTokTokenizer", "infer_options"]
@@ -28,6 +28,10 @@ TRAINING_ONLY = ("loss.", "model_ema.")
 
 LEVELS_PER_CHANNEL = 8
 """Checkpoints do not hold the levels of FSQ; all that VidTok published have 8 in every channel."""
+
+
+FOUR_CHANNELS = {"name": "kl", "latent_channels": 4}
+"""The bottleneck of most published KL models."""
 
 
 class PublishedKL(KL):
@@ -48,12 +52,10 @@ class VidTokTokenizer(LatentTokenizer):
     its last frame, where the original loses nothing, and cropped again: every frame comes back, and at those lengths
     the numbers are the original's. Encoding gives the mode of the posterior (the original draws a sample).
 
-    Frames are not cut into tiles unless that is enabled: the attention in the middle sees whole frames.
+    Tiling is off by default: the attention at the lowest resolution sees whole frames.
 
     Args (all are saved in the config; the defaults are the KL model 4·8·8 with 4 channels):
-        bottleneck: "kl" or "fsq".
-        latent_channels: channels of a KL bottleneck's latents.
-        fsq_levels: levels per channel of an FSQ bottleneck.
+        bottleneck: A `name`, "kl" or "fsq", and the arguments of that class, as for `CausalVideoTokenizer`.
         widths: channels of each level, from the pixels down.
         blocks: spatial and temporal blocks of a level; the decoder has one more.
         spatial_down, temporal_down: levels of the encoder that end with a halving of space, and of time.
@@ -61,14 +63,12 @@ class VidTokTokenizer(LatentTokenizer):
         latents_mean, latents_std: per channel, what `normalize` subtracts and divides by.
     """
 
-    _tile_size = None
+    use_tiling = False
 
     @register_to_config
     def __init__(
         self,
-        bottleneck: str = "kl",
-        latent_channels: int | None = 4,
-        fsq_levels: Sequence[int] | None = None,
+        bottleneck: Mapping[str, Any] = FOUR_CHANNELS,
         widths: Sequence[int] = (128, 256, 512, 512),
         blocks: int = 2,
         spatial_down: Sequence[int] = (0, 1, 2),
@@ -84,7 +84,7 @@ class VidTokTokenizer(LatentTokenizer):
                 f"`spatial_up`, `temporal_up` (={spatial_up}, {temporal_up}) must double as often as `spatial_down`, "
                 f"`temporal_down` (={spatial_down}, {temporal_down}) halve"
             )
-        self.quantizer = _make_quantizer(bottleneck, latent_channels, fsq_levels)
+        self._init_bottleneck(bottleneck, latents_mean, latents_std, {"kl": PublishedKL, "fsq": FSQ})
         self.encoder = Encoder(self.quantizer.in_channels, widths, blocks, spatial_down, temporal_down)
         self.decoder = Decoder(self.quantizer.latent_channels, widths, blocks, spatial_up, temporal_up)
         self._temporal_ratio, self._spatial_ratio = 2 ** len(temporal_down), 2 ** len(spatial_down)
@@ -125,13 +125,6 @@ class VidTokTokenizer(LatentTokenizer):
         return model.eval()
 
 
-def _make_quantizer(bottleneck: str, latent_channels: int | None, fsq_levels: Sequence[int] | None) -> Bottleneck:
-    classes: dict[str, type[Bottleneck]] = {"kl": PublishedKL, "fsq": FSQ}
-    if bottleneck not in classes:
-        raise KinemaError(f"`bottleneck` (={bottleneck!r}) must be one of {', '.join(classes)}")
-    return classes[bottleneck].from_options(latent_channels, fsq_levels, None)
-
-
 def infer_options(weights: Mapping[str, Tensor], fsq_levels: Sequence[int] | None = None) -> dict[str, Any]:
     """What `VidTokTokenizer` takes, from the names and shapes of a checkpoint's weights.
 
@@ -150,13 +143,13 @@ def infer_options(weights: Mapping[str, Tensor], fsq_levels: Sequence[int] | Non
         "temporal_up": _numbers(weights, r"decoder\.up_temporal\.(\d+)\.upsample\.mix_factor"),
     }
     if out == 2 * z and fsq_levels is None:
-        return options | {"bottleneck": "kl", "latent_channels": z}
+        return options | {"bottleneck": {"name": "kl", "latent_channels": z}}
     fsq_levels = [LEVELS_PER_CHANNEL] * z if fsq_levels is None else list(fsq_levels)
     if out != z or len(fsq_levels) != z:
         raise KinemaError(
             f"`fsq_levels` (={fsq_levels}) must be as many as the latents' channels ({z}), for an encoder with {out}"
         )
-    return options | {"bottleneck": "fsq", "latent_channels": None, "fsq_levels": fsq_levels}
+    return options | {"bottleneck": {"name": "fsq", "levels": fsq_levels}}
 
 
 def _numbers(weights: Mapping[str, Tensor], pattern: str) -> list[int]:

@@ -1,7 +1,9 @@
-"""The interface of a bottleneck."""
+"""The interface of a bottleneck.
+
+Shapes: encoder output ``(b, c, t, h, w)``, latents ``(b, z, t, h, w)``, code indices ``(b, t, h, w)``.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,21 +13,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
+from kinema.tokenizers.checks import checks_values
 
-# Not bool, which counts as an integer elsewhere: a mask is no code.
+# Without bool: a mask is not a code.
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(kw_only=True)
 class BottleneckOutput:
-    """Latents for the decoder, their deterministic form, and what the bottleneck knows about them.
+    """What a bottleneck returns.
 
     Attributes:
-        latents: ``(b, z, t, h, w)``, what the decoder gets (a sample in training, see `Bottleneck.forward`).
-        mode: ``(b, z, t, h, w)``, the deterministic latents; the same tensor where nothing is random.
-        latent_dist: the posterior, if there is one.
-        indices: ``(b, t, h, w)`` code indices, if the bottleneck is discrete.
-        losses: loss terms by name, each a scalar.
+        latents: ``(b, z, t, h, w)``, the decoder's input (a sample if `sample` is set, see `Bottleneck.forward`).
+        mode: ``(b, z, t, h, w)``, the deterministic latents; the same tensor if nothing is random.
+        latent_dist: The posterior (KL only).
+        indices: ``(b, t, h, w)`` code indices (discrete bottlenecks only).
+        losses: Loss terms by name, each a scalar.
     """
 
     latents: Float[Tensor, "b z t h w"]
@@ -36,43 +39,35 @@ class BottleneckOutput:
 
 
 class Bottleneck(nn.Module, ABC):
-    """Turns the encoder's output into latents.
+    """Turns the encoder's output into latents. The arguments of a subclass are the options of its config.
 
     Attributes:
-        latent_channels: channels of the latents.
-        in_channels: channels that the encoder must give; the first `latent_channels` of them locate the latent.
-        start_std: standard deviation of the bottleneck's input that an untrained encoder should give, and a sign that
-            the decoder's linear start must be fitted to the codes, which differ from that input. None: an input of
-            standard deviation 1 that the latents equal ("kl"), or whose codes are still to be found in it ("vq").
+        latent_channels: Channels of the latents.
+        in_channels: Channels of the encoder's output; the first `latent_channels` of them are the latent's location.
+        start_std: Standard deviation of the encoder's output at initialisation. If it is set, the decoder's linear
+            path is fitted to the codes, which differ from that output. None: standard deviation 1, and the latents
+            equal the output ("kl"), or the codebook is still to be initialised from it ("vq").
     """
 
     latent_channels: int
     in_channels: int
     start_std: float | None = None
 
-    @classmethod
-    @abstractmethod
-    def from_options(
-        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
-    ) -> "Bottleneck":
-        """The bottleneck of a tokenizer's options, see `kinema.tokenizers.quantizers.make_bottleneck`.
-
-        Raises:
-            KinemaError: an option that this bottleneck needs is missing, or one does not fit.
-        """
-
     @abstractmethod
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None
     ) -> BottleneckOutput:
-        """Quantises or samples; `sample` draws from the posterior where there is one."""
+        """Quantise, or sample from the posterior if there is one and `sample` is set."""
 
     def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
-        """The latents of code indices ``(b, t, h, w)``, of any integer type.
+        """Look up the latents of code indices.
+
+        Args:
+            indices: ``(b, t, h, w)``, any integer type.
 
         Raises:
-            KinemaError: the bottleneck is continuous; or, of a discrete one, an index lies outside the codebook, or
-                they are no integers (b, t, h, w).
+            KinemaError: The bottleneck is continuous, an index is outside of the codebook, or the shape or type of
+                `indices` is wrong.
         """
         raise KinemaError(
             f"`bottleneck` (={type(self).__name__.lower()!r}) must be a discrete one for code indices, not a continuous"
@@ -83,28 +78,24 @@ class DiscreteBottleneck(Bottleneck):
     """A bottleneck whose latents are the codes of a codebook.
 
     Attributes:
-        codebook_size: number of codes; indices lie in ``0..codebook_size - 1``.
+        codebook_size: Number of codes; indices lie in ``0..codebook_size - 1``.
     """
 
     codebook_size: int
 
     @abstractmethod
     def latents_to_indices(self, latents: Float[Tensor, "b z t h w"]) -> Int[Tensor, "b t h w"]:
-        """The index of the code nearest to each latent; of a code, its own."""
+        """Index of the code nearest to each latent."""
 
     @abstractmethod
     def indices_to_latents(self, indices: Tensor) -> Float[Tensor, "b z t h w"]:
-        """The codes of indices ``(b, t, h, w)``, of any integer type; the inverse of `latents_to_indices`.
-
-        Raises:
-            KinemaError: an index lies outside the codebook, or they are no integers (b, t, h, w).
-        """
+        """The inverse of `latents_to_indices`; see `Bottleneck.indices_to_latents`."""
 
     def _check_indices(self, indices: Tensor) -> None:
         if indices.ndim != 4 or indices.dtype not in _INTEGERS:
             what = f"of shape {tuple(indices.shape)}, {indices.dtype}"
             raise KinemaError(f"`indices` ({what}) must be integers (batch, frames, height, width)")
-        if indices.numel() == 0:
+        if indices.numel() == 0 or not checks_values():
             return
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= self.codebook_size:
@@ -112,25 +103,5 @@ class DiscreteBottleneck(Bottleneck):
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A block whose matrix products on the tensor's device keep their precision; meta tensors have no autocast."""
+    """Disable autocast on the tensor's device, so that matrix products keep their precision; meta has no autocast."""
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
-
-
-def agree(argument: str, given: int | None, wanted: int, reason: str) -> None:
-    """Refuses an option that says something else than what follows from the others; None says nothing.
-
-    Raises:
-        KinemaError: they differ.
-    """
-    if given is not None and given != wanted:
-        raise KinemaError(f"`{argument}` (={given}) must be {wanted}, {reason}, or be left out")
-
-
-def refuse(argument: str, given: Any, bottleneck: str) -> None:
-    """Refuses an option that a bottleneck has no use for.
-
-    Raises:
-        KinemaError: it was given.
-    """
-    if given is not None:
-        raise KinemaError(f"`{argument}` (={given}) must be left out for the bottleneck {bottleneck!r}")

@@ -9,14 +9,13 @@ arXiv 2406.07548, section 3.2, and one group of all bits is exact.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.quantizers.base import DiscreteBottleneck, agree, refuse, without_autocast
+from kinema.tokenizers.quantizers.base import DiscreteBottleneck, without_autocast
 
 MAX_BITS = 62
 """More would not fit in a 64-bit index."""
@@ -53,27 +52,6 @@ class BinaryBottleneck(DiscreteBottleneck):
         self.scale = scale
         self.group_bits = group_bits
         self.register_buffer("_basis", torch.tensor([2**d for d in range(num_bits)]), persistent=False)
-
-    @classmethod
-    def from_options(
-        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
-    ) -> "BinaryBottleneck":
-        name = cls.__name__.lower()
-        refuse("fsq_levels", fsq_levels, name)
-        if codebook_size is None:
-            if latent_channels is None:
-                raise KinemaError(f"`codebook_size` (=None) must be given for the bottleneck {name!r}")
-            if not 1 <= latent_channels <= MAX_BITS:
-                raise KinemaError(f"`latent_channels` (={latent_channels}) must lie in 1..{MAX_BITS}, one for each bit")
-            return cls(latent_channels)
-        if not 2 <= codebook_size <= 2**MAX_BITS or codebook_size & (codebook_size - 1):
-            raise KinemaError(
-                f"`codebook_size` (={codebook_size}) must be a power of 2, from 2 to 2^{MAX_BITS}, for the bottleneck "
-                f"{name!r}"
-            )
-        num_bits = codebook_size.bit_length() - 1
-        agree("latent_channels", latent_channels, num_bits, "the number of bits of `codebook_size`")
-        return cls(num_bits)
 
     def signs(self, z: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t h w"]:
         """The nearest code; zero counts as positive, so that there is no third value."""

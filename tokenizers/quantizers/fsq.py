@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, agree
+from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck
 
 
 class FSQ(DiscreteBottleneck):
@@ -28,36 +28,25 @@ class FSQ(DiscreteBottleneck):
     _levels: Tensor
     _basis: Tensor
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: Sequence[int]):
         """
         Args:
-            levels: number of levels per channel, each at least 2.
+            levels: Number of levels per channel, each at least 2.
 
         Raises:
-            KinemaError: a level is below 2, there is none, or the codes are too many for 64-bit indices.
+            KinemaError: `levels` is empty, one is below 2, or there are more than 2^62 codes.
         """
         super().__init__()
         if not levels or min(levels) < 2:
-            raise KinemaError(f"`fsq_levels` (={tuple(levels)}) must be integers of at least 2, one per latent channel")
+            raise KinemaError(f"`levels` (={tuple(levels)}) must be integers of at least 2, one per latent channel")
         if prod(levels) > 2**62:
-            raise KinemaError(f"`fsq_levels` (={tuple(levels)}) must make at most 2^62 codes")
+            raise KinemaError(f"`levels` (={tuple(levels)}) must make at most 2^62 codes")
         self.latent_channels = self.in_channels = len(levels)
         self.codebook_size = prod(levels)
         self._most_levels = max(levels)
         basis = [prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels), persistent=False)
         self.register_buffer("_basis", torch.tensor(basis), persistent=False)
-
-    @classmethod
-    def from_options(
-        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
-    ) -> "FSQ":
-        if fsq_levels is None:
-            raise KinemaError("`fsq_levels` (=None) must be given for the bottleneck 'fsq'")
-        fsq = cls(tuple(fsq_levels))
-        agree("latent_channels", latent_channels, fsq.latent_channels, "the number of `fsq_levels`")
-        agree("codebook_size", codebook_size, fsq.codebook_size, "the product of `fsq_levels`")
-        return fsq
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

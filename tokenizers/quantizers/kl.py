@@ -1,16 +1,14 @@
 """The Gaussian bottleneck of variational auto-encoders (arXiv 1312.6114)."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
-from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput, refuse
+from kinema.tokenizers.quantizers.base import Bottleneck, BottleneckOutput
 
-# Training starts with a posterior that is narrow against the prior (std 0.02), so that samples carry the signal.
+# The initial posterior is narrow compared with the prior (std 0.02), so that samples carry the signal.
 _INITIAL_LOGVAR = -8.0
 
 
@@ -27,32 +25,31 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "b z t h w"]:
-        # Unlike torch.randn, this takes a generator of the CPU for latents elsewhere.
+        # Unlike torch.randn, it accepts a CPU generator for latents on another device.
         noise = randn_tensor(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, "b z t h w"]:
-        """Divergence from N(0, 1) of every element, in nats (arXiv 1312.6114, appendix B)."""
+        """Kullback-Leibler divergence from N(0, 1) per element, in nats (arXiv 1312.6114, appendix B)."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar)
 
 
 class KL(Bottleneck):
-    """Mean and log-variance, both predicted; the latent is the mean, or a sample while training."""
+    """Predicts mean and log-variance; the latent is the mean, or a sample in training."""
 
     def __init__(self, latent_channels: int):
+        """
+        Args:
+            latent_channels: Channels of the latents.
+
+        Raises:
+            KinemaError: `latent_channels` is below 1.
+        """
         super().__init__()
+        if latent_channels < 1:
+            raise KinemaError(f"`latent_channels` (={latent_channels}) must be at least 1")
         self.latent_channels = latent_channels
         self.in_channels = 2 * latent_channels
-
-    @classmethod
-    def from_options(
-        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
-    ) -> "KL":
-        if latent_channels is None or latent_channels < 1:
-            raise KinemaError(f"`latent_channels` (={latent_channels}) must be at least 1 for the bottleneck 'kl'")
-        refuse("fsq_levels", fsq_levels, "kl")
-        refuse("codebook_size", codebook_size, "kl")
-        return cls(latent_channels)
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

@@ -1,7 +1,5 @@
 """Vector quantisation with a codebook that follows its latents (van den Oord et al., arXiv 1711.00937, app. A.1)."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -11,7 +9,7 @@ from torch.nn.functional import normalize
 
 from kinema.errors import KinemaError
 from kinema.machine import readable
-from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, refuse, without_autocast
+from kinema.tokenizers.quantizers.base import BottleneckOutput, DiscreteBottleneck, without_autocast
 
 _TABLE = 2**20  # largest table of latents × codes that exists at once, in numbers
 
@@ -93,18 +91,6 @@ class VQ(DiscreteBottleneck):
         self.register_buffer("shares", torch.zeros(codebook_size))
         self.register_buffer("recent_shares", torch.full((codebook_size,), 1.0 / codebook_size))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
-
-    @classmethod
-    def from_options(
-        cls, latent_channels: int | None, fsq_levels: Sequence[int] | None, codebook_size: int | None
-    ) -> "VQ":
-        refuse("fsq_levels", fsq_levels, "vq")
-        for name, value in (("codebook_size", codebook_size), ("latent_channels", latent_channels)):
-            if value is None:
-                raise KinemaError(f"`{name}` (=None) must be given for the bottleneck 'vq'")
-        assert codebook_size is not None
-        assert latent_channels is not None
-        return cls(codebook_size, latent_channels)
 
     def forward(
         self, h: Float[Tensor, "b c t h w"], sample: bool = False, generator: torch.Generator | None = None

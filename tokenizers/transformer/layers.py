@@ -139,8 +139,8 @@ class TemporalAttention(Attention):
                 )
             k, v = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
         start = max(k.shape[2] - (self.reach - 1), 0)
-        # Copies: views would keep the whole chunk alive.
-        cache.state[self] = (size, k[:, :, start:].detach().clone(), v[:, :, start:].detach().clone())
+        # Copies, since views would keep the whole chunk in memory.
+        cache.state[self] = (size, k[:, :, start:].clone(), v[:, :, start:].clone())
         return k, v
 
 

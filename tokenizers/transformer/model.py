@@ -1,6 +1,7 @@
 """The transformer causal tokenizer, with any bottleneck: latent step k depends on frames up to k·ct alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -11,9 +12,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.tokenizers.base import LatentTokenizer
 from kinema.tokenizers.causal_vae.klt import fit_klt
-from kinema.tokenizers.quantizers import make_bottleneck
 from kinema.tokenizers.transformer.networks import Decoder, Encoder, Trunk
-from kinema.tokenizers.transformer.presets import PRESETS
 
 # diffusers looks for the base class of a pipeline's component by this name in the component's own module.
 __all__ = ["ModelMixin", "TransformerVideoTokenizer"]
@@ -31,10 +30,8 @@ class TransformerVideoTokenizer(LatentTokenizer):
     tiles of 24 cells then differ by 0; with half of the overlap by 4e-5 of the largest value, with none by 5e-3.
 
     Args (all are saved in the config):
-        bottleneck: a name in `kinema.tokenizers.quantizers.BOTTLENECKS`: "kl", "fsq", ...
-        latent_channels: channels of the latents, where the bottleneck does not say them.
-        fsq_levels: levels per channel of an FSQ bottleneck.
-        codebook_size: number of codes of an LFQ, BSQ or VQ bottleneck.
+        bottleneck: `name`, a key of `kinema.tokenizers.quantizers.BOTTLENECKS`, and the arguments of that class:
+            ``{"name": "kl", "latent_channels": 16}``.
         ratio: frames, rows and columns of a latent cell; even numbers, rows and columns equal.
         encoder_width, decoder_width: channels of a token.
         encoder_depth, decoder_depth: transformer blocks.
@@ -42,10 +39,9 @@ class TransformerVideoTokenizer(LatentTokenizer):
         window: latent cells along either side of a window; even.
         temporal_window: latent steps that attention in time sees, the present one included.
         mlp_ratio: hidden width of a block's MLP over its width.
-        latents_mean, latents_std: per channel, what `normalize` subtracts and divides by; measured over training data.
+        latents_mean, latents_std: per channel, for `normalize`; measured on training data. None: the identity.
     """
 
-    presets = PRESETS
     _repeated_blocks = ["SpaceTimeBlock"]  # noqa: RUF012 (diffusers' protocol)
 
     encoder: Encoder
@@ -54,10 +50,7 @@ class TransformerVideoTokenizer(LatentTokenizer):
     @register_to_config
     def __init__(
         self,
-        bottleneck: str = "kl",
-        latent_channels: int | None = None,
-        fsq_levels: Sequence[int] | None = None,
-        codebook_size: int | None = None,
+        bottleneck: Mapping[str, Any],
         ratio: Sequence[int] = (4, 8, 8),
         encoder_width: int = 256,
         encoder_depth: int = 4,
@@ -71,9 +64,7 @@ class TransformerVideoTokenizer(LatentTokenizer):
         latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
-        self.quantizer = make_bottleneck(
-            bottleneck, latent_channels=latent_channels, fsq_levels=fsq_levels, codebook_size=codebook_size
-        )
+        self._init_bottleneck(bottleneck, latents_mean, latents_std)
         z = self.quantizer.latent_channels
         if len(ratio) != 3:
             raise KinemaError(f"`ratio` (={tuple(ratio)}) must be three numbers (time, height, width)")
