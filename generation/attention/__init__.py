@@ -1,66 +1,35 @@
 """Sparse attention on the grid of video tokens: patterns as data, backends that run them."""
 
-from kinema.generation.attention.coarse import annealed_share, coarse_attention
-from kinema.generation.attention.functional import check_backend, sparse_attention
-from kinema.generation.attention.grid import Grid, TokenOrder
-from kinema.generation.attention.layout import BlockLayout
-from kinema.generation.attention.patterns import (
-    PATTERNS,
-    AlternatingGrid,
-    Band,
-    BlockCausal,
-    DynamicPattern,
-    Full,
-    Pattern,
-    PerHead,
-    Radial,
-    ShiftedWindow,
-    SlidingTile,
-    SlidingTileTopK,
-    Spatial,
-    SpatialTemporalHeads,
-    StaticPattern,
-    Temporal,
-    TileTopK,
-    Window,
-)
-from kinema.generation.attention.plugin import apply_sparse_attention, remove_sparse_attention
-from kinema.generation.attention.reduction import TokenReduction
-from kinema.generation.attention.schedule import PatternSchedule, as_schedule
-from kinema.generation.attention.text import parse_pattern, parse_patterns, pattern_text
-
-__all__ = [
-    "PATTERNS",
-    "AlternatingGrid",
-    "Band",
-    "BlockCausal",
-    "BlockLayout",
-    "DynamicPattern",
-    "Full",
-    "Grid",
-    "Pattern",
-    "PatternSchedule",
-    "PerHead",
-    "Radial",
-    "ShiftedWindow",
-    "SlidingTile",
-    "SlidingTileTopK",
-    "Spatial",
-    "SpatialTemporalHeads",
-    "StaticPattern",
-    "Temporal",
-    "TileTopK",
-    "TokenOrder",
-    "TokenReduction",
-    "Window",
-    "annealed_share",
-    "apply_sparse_attention",
-    "as_schedule",
-    "check_backend",
-    "coarse_attention",
-    "parse_pattern",
-    "parse_patterns",
-    "pattern_text",
-    "remove_sparse_attention",
-    "sparse_attention",
-]
+from kinema.generation.attention.coarse import annealed_share as annealed_share
+from kinema.generation.attention.coarse import coarse_attention as coarse_attention
+from kinema.generation.attention.functional import check_backend as check_backend
+from kinema.generation.attention.functional import sparse_attention as sparse_attention
+from kinema.generation.attention.grid import Grid as Grid
+from kinema.generation.attention.grid import TokenOrder as TokenOrder
+from kinema.generation.attention.layout import BlockLayout as BlockLayout
+from kinema.generation.attention.patterns import PATTERNS as PATTERNS
+from kinema.generation.attention.patterns import AlternatingGrid as AlternatingGrid
+from kinema.generation.attention.patterns import Band as Band
+from kinema.generation.attention.patterns import BlockCausal as BlockCausal
+from kinema.generation.attention.patterns import DynamicPattern as DynamicPattern
+from kinema.generation.attention.patterns import Full as Full
+from kinema.generation.attention.patterns import Pattern as Pattern
+from kinema.generation.attention.patterns import PerHead as PerHead
+from kinema.generation.attention.patterns import Radial as Radial
+from kinema.generation.attention.patterns import ShiftedWindow as ShiftedWindow
+from kinema.generation.attention.patterns import SlidingTile as SlidingTile
+from kinema.generation.attention.patterns import SlidingTileTopK as SlidingTileTopK
+from kinema.generation.attention.patterns import Spatial as Spatial
+from kinema.generation.attention.patterns import SpatialTemporalHeads as SpatialTemporalHeads
+from kinema.generation.attention.patterns import StaticPattern as StaticPattern
+from kinema.generation.attention.patterns import Temporal as Temporal
+from kinema.generation.attention.patterns import TileTopK as TileTopK
+from kinema.generation.attention.patterns import Window as Window
+from kinema.generation.attention.plugin import apply_sparse_attention as apply_sparse_attention
+from kinema.generation.attention.plugin import remove_sparse_attention as remove_sparse_attention
+from kinema.generation.attention.reduction import TokenReduction as TokenReduction
+from kinema.generation.attention.schedule import PatternSchedule as PatternSchedule
+from kinema.generation.attention.schedule import as_schedule as as_schedule
+from kinema.generation.attention.text import parse_pattern as parse_pattern
+from kinema.generation.attention.text import parse_patterns as parse_patterns
+from kinema.generation.attention.text import pattern_text as pattern_text

@@ -284,9 +284,7 @@ def _check_config(
         raise KinemaError(f"`dim` (={dim}) must be divisible by `num_heads` (={num_heads})")
     head_dim = dim // num_heads
     if head_dim % 2 or head_dim < 6:
-        raise KinemaError(
-            f"`dim` / `num_heads` (={head_dim}) must be even and at least 6: the rotary embedding needs a pair per axis"
-        )
+        raise KinemaError(f"`dim` / `num_heads` (={head_dim}) must be even and at least 6: RoPE needs a pair per axis")
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise KinemaError(f"`patch_size` (={patch_size}) must be three numbers of at least 1")
     if (text_vocab_size is None) == (text_dim is None):

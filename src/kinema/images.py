@@ -83,7 +83,7 @@ def _opened(path: str | os.PathLike[str], name: str) -> Iterator[tuple[Image.Ima
         ) from error
     with image:
         if is_one_of_many:
-            _warn(f"{argument} has several pictures, of which only the first is used")
+            _warn(f"{argument} has several pictures, of which the first is used")
         yield image, argument
 
 

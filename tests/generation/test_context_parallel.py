@@ -113,5 +113,5 @@ def test_a_pattern_for_some_heads_must_say_what_each_sees():
             return 4
 
     pattern: StaticPattern = Odd()
-    with pytest.raises(KinemaError, match=r"`pattern` \(=full\) must have `of_heads`"):
+    with pytest.raises(KinemaError, match=r"`pattern` \(=full\) must implement `of_heads`"):
         pattern.of_heads(slice(0, 2))

@@ -101,9 +101,7 @@ class Pattern(ABC):
             KinemaError: the pattern differs between heads and does not implement this method.
         """
         if self.num_heads is not None:
-            raise KinemaError(
-                f"`pattern` (={self.name}) must implement `of_heads` to compute heads in several processes"
-            )
+            raise KinemaError(f"`pattern` (={self.name}) must implement `of_heads` for context parallelism")
         return self
 
     def check_heads(self, num_heads: int) -> None:

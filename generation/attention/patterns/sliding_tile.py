@@ -43,9 +43,7 @@ class SlidingTile(StaticPattern):
         for window in self.windows:
             check_triple("window", window)
             if any(length % 2 == 0 for length in window):
-                raise KinemaError(
-                    f"`window` (={window}) must be odd numbers of tiles, so that the query tile is at the centre"
-                )
+                raise KinemaError(f"`window` (={window}) must be odd, so that the query tile is at the centre")
 
     @property
     def windows(self) -> tuple[tuple[int, ...], ...]:

@@ -106,9 +106,7 @@ def _family(transformer: Any) -> TransformerFamily:
 def _transformers(transformer: Any) -> Sequence[Any]:
     transformers = tuple(transformer) if isinstance(transformer, (list, tuple)) else (transformer,)
     if not transformers or len(set(map(id, transformers))) < len(transformers):
-        raise KinemaError(
-            f"`transformer` (={len(transformers)} of them) must be one transformer, or several distinct ones"
-        )
+        raise KinemaError(f"`transformer` (={len(transformers)} of them) must be one, or several distinct ones")
     for each in transformers:
         _family(each)
     return transformers
@@ -127,9 +125,7 @@ def _schedule(
     patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
     for each in patterns:
         if not isinstance(each, Pattern):
-            raise KinemaError(
-                f"`pattern` (with {each!r}) must be a pattern, a sequence of patterns, a schedule or text"
-            )
+            raise KinemaError(f"`pattern` (with {each!r}) must be a pattern, patterns, a schedule or text")
     return PatternSchedule(patterns, dense_layers=dense_layers, dense_steps=dense_steps, min_tokens=min_tokens)
 
 
@@ -144,9 +140,7 @@ def _check_steps(schedule: PatternSchedule, num_steps: int | None) -> None:
 
 def _check_not_split(transformer: Any) -> None:
     if getattr(transformer, "_parallel_config", None) is not None:
-        raise KinemaError(
-            "`transformer` must not use context parallelism: sparse attention needs all tokens on one device"
-        )
+        raise KinemaError("`transformer` must not use context parallelism: attention needs all tokens")
 
 
 class _Plugin:

@@ -59,7 +59,7 @@ class CogVideoX(TransformerFamily):
     """``CogVideoXTransformer3DModel``: 1.0 and 1.5, text-to-video and image-to-video."""
 
     processor: ClassVar[type[SparseProcessor]] = CogVideoXProcessor
-    sizes: ClassVar[dict[str, Architecture]] = {
+    sizes: ClassVar = {
         "cogvideox-2b": Architecture(1920, 30, 30, 7680, 226, is_joint=True),
         "cogvideox-5b": Architecture(3072, 42, 48, 12288, 226, is_joint=True),
     }

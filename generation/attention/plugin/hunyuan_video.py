@@ -69,9 +69,7 @@ class HunyuanVideo(TransformerFamily):
 
     processor: ClassVar[type[SparseProcessor]] = HunyuanVideoProcessor
     # 20 dual-stream and 40 single-stream blocks, which cost the same.
-    sizes: ClassVar[dict[str, Architecture]] = {
-        "hunyuan-video": Architecture(3072, 60, 24, 12288, 256, is_joint=True),
-    }
+    sizes: ClassVar = {"hunyuan-video": Architecture(3072, 60, 24, 12288, 256, is_joint=True)}
 
     def attentions(self, transformer: Any) -> Sequence[Any]:
         return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]

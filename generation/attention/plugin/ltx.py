@@ -41,9 +41,7 @@ class LTX(TransformerFamily):
     """``LTXVideoTransformer3DModel``; its pipelines pass the size of the latents, or the coordinates of the tokens."""
 
     processor: ClassVar[type[SparseProcessor]] = LTXProcessor
-    sizes: ClassVar[dict[str, Architecture]] = {
-        "ltx-video": Architecture(2048, 28, 32, 8192, 128, patch=(1, 1, 1), compression=(8, 32, 32)),
-    }
+    sizes: ClassVar = {"ltx-video": Architecture(2048, 28, 32, 8192, 128, patch=(1, 1, 1), compression=(8, 32, 32))}
 
     def attentions(self, transformer: Any) -> Sequence[Any]:
         return [block.attn1 for block in transformer.transformer_blocks]

@@ -43,7 +43,7 @@ class Wan(TransformerFamily):
     """``WanTransformer3DModel``: text-to-video, image-to-video, and the 5B model with one timestep per token."""
 
     processor: ClassVar[type[SparseProcessor]] = WanProcessor
-    sizes: ClassVar[dict[str, Architecture]] = {
+    sizes: ClassVar = {
         "wan-1.3b": Architecture(1536, 30, 12, 8960, 512),
         "wan-5b": Architecture(3072, 30, 24, 14336, 512, compression=(4, 16, 16)),
         "wan-14b": Architecture(5120, 40, 40, 13824, 512),
