@@ -1,4 +1,4 @@
-"""What the two training programs share: arguments, and an end when a signal asks for it."""
+"""The command lines of the training programs."""
 
 import dataclasses
 import io
@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from kinema.errors import KinemaError
 from kinema.stopping import raised_signals
 from kinema.training.config import TrainingConfig
+from kinema.training.data.registry import SOURCES, settings_classes
 from kinema.training.presets import select_preset
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -48,17 +49,38 @@ def parse_arguments(presets: dict[str, Config], argv: list[str] | None, program:
     else:
         description = None
         preset = select_preset(presets, arguments.pop(0))
-    # The preset is given by position, so it is no option.
-    hidden = ("preset", Annotated[str, tyro.conf.Suppress], dataclasses.field(default=preset.preset))
+    # The preset is given by position, and the sources' settings by their fields: neither is an option.
+    hidden = [
+        (name, Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress], dataclasses.field(default=getattr(preset, name)))
+        for name in ("preset", "source_settings")
+    ]
+    kinds = "; ".join(f"`{name}`: {source.help}" for name, source in SOURCES.items())
+    data_help = tyro.conf.arg(help=f"Folders of video files, and names of built-in data sources ({kinds}).")
+    data = ("data", Annotated[tuple[str, ...], data_help], dataclasses.field(default=preset.data))
+    parts = [preset.settings_for(cls) for cls in settings_classes()]
     unchecked = {"__post_init__": lambda self: None}  # the configuration below checks, and raises a KinemaError
     settings = dataclasses.make_dataclass(
-        "Settings", [hidden], bases=(type(preset),), namespace=unchecked, frozen=True, kw_only=True
+        "Settings",
+        [*hidden, data],
+        bases=(*map(type, parts), type(preset)),
+        namespace=unchecked,
+        frozen=True,
+        kw_only=True,
     )
-    values = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    values = _field_values(preset, preset)
+    for part in parts:
+        values |= _field_values(part, part)
     parsed = in_one_line(
         lambda: tyro.cli(settings, prog=program, description=description, default=settings(**values), args=arguments)
     )
-    return type(preset)(**{name: getattr(parsed, name) for name in values})
+    given = _field_values(preset, parsed)
+    given["source_settings"] = tuple(type(part)(**_field_values(part, parsed)) for part in parts)
+    return type(preset)(**given)
+
+
+def _field_values(config: Any, values: Any) -> dict[str, Any]:
+    """The fields of a dataclass, with the attributes of `values`."""
+    return {field.name: getattr(values, field.name) for field in dataclasses.fields(config)}
 
 
 def in_one_line(parse: Callable[[], Parsed]) -> Parsed:

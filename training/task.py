@@ -49,7 +49,7 @@ class Task(ABC, Generic[Batch]):
         return {}
 
     def data_contents(self) -> Contents:
-        """What the data consists of, see `kinema.training.data.contents`; checkpoints have it."""
+        """What the data consists of, see `CaptionedSource.contents`; saved in checkpoints."""
         return {}
 
     def save_data_report(self, path: Path) -> None:

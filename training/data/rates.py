@@ -1,9 +1,12 @@
 """Which frames of a file make a clip at a rate: those that are on display at the times of the clip's frames."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
+
+_MUCH_SLOWER = 0.67  # of the rate of clips: a third of the frames are repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +90,8 @@ def bounce(index: np.ndarray, length: int) -> np.ndarray:
 def describe_rate(rate: float) -> str:
     """A rate as text: 30, 29.97."""
     return f"{rate:.5g}"
+
+
+def slow_files(file_rates: Iterable[tuple[str, float]], rate: float) -> list[str]:
+    """The files, with their rates, that have far fewer frames per second than clips at `rate`."""
+    return [f"{name!r} ({describe_rate(fps)})" for name, fps in file_rates if fps < _MUCH_SLOWER * rate]

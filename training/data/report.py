@@ -1,11 +1,7 @@
-"""What became of the files and captions of a data set."""
+"""A report on the files and captions of a data set."""
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from kinema.files import atomic_path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 _SHOWN = 50  # of unreadable files, which are to be mended one by one
 _SHOWN_OF_OTHERS = 5
@@ -63,9 +59,3 @@ def _named(what: str, items: Sequence[str], most: int = _SHOWN_OF_OTHERS) -> lis
     """A line for each of the first items, and one that counts the others."""
     lines = [f"  {what} {item}" for item in items[:most]]
     return lines + ([f"  {what} {len(items) - most} more"] if len(items) > most else [])
-
-
-def save_reports(reports: Iterable[ClipsReport], path: Path) -> None:
-    """Writes what became of all files and captions as JSON; names that are not UTF-8 are escaped."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n", encoding="ascii")
