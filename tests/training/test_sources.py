@@ -84,24 +84,26 @@ def check_run(config: TrainingConfig) -> None:
     assert "stripes/2" in json.loads(checkpoint.read_text())
 
 
-def test_command_line_and_help(capsys):
+def test_command_line():
     arguments = ["tiny", "--data", "stripes", "--stripes-width", "3", "--toybox-num-objects", "1", "2"]
     config = parse_arguments(DIFFUSION_PRESETS, arguments, "train")
     assert config.data == ("stripes",)
     assert config.settings_for(StripesSettings) == StripesSettings(stripes_width=3)
     assert config.settings_for(ToyboxSettings) == ToyboxSettings(toybox_num_objects=(1, 2))
-    every: tuple[dict[str, Any], ...] = (DIFFUSION_PRESETS, TOKENIZER_PRESETS)
-    for presets in every:
-        with pytest.raises(SystemExit):
-            parse_arguments(presets, ["--help"], "train")
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "`toybox`: rendered clips of moving objects; `stripes`: stripes that stand still" in text
-        assert "--stripes-width INT Stripes: their width in pixels. (default: 4)" in text
-        assert "--sprites {None}|PATH" in text
-        assert "source_settings" not in text
-        assert "source-settings" not in text
     with pytest.raises(KinemaError, match=r"`data` \(=\) must name .*`toybox`, `stripes`"):
         CaptionedClips(DIFFUSION_PRESETS["tiny"])
+
+
+@pytest.mark.parametrize("presets", [DIFFUSION_PRESETS, TOKENIZER_PRESETS], ids=["diffusion", "tokenizer"])
+def test_help(presets, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(presets, ["--help"], "train")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "`toybox`: rendered clips of moving objects; `stripes`: stripes that stand still" in text
+    assert "--stripes-width INT Stripes: their width in pixels. (default: 4)" in text
+    assert "--sprites {None}|PATH" in text
+    assert "source_settings" not in text
+    assert "source-settings" not in text
 
 
 def test_tokenizer_trains_on_it_and_resumes_only_with_the_same_settings(tmp_path):

@@ -9,19 +9,19 @@ _SHOWN_OF_OTHERS = 5
 
 @dataclass
 class ClipsReport:
-    """What became of the files of a data set.
+    """The files of a data set: those used, and those that are not.
 
     Attributes:
         num_files: video files found.
         num_frames: frames decoded from the readable ones.
         unreadable: reason for each file that was skipped.
-        cut: files of which only the first frames are used, because they have more than `max_frames_per_file`.
-        held_out: files left out because of their name.
+        cut: files with more frames than `max_frames_per_file`, of which the first ones are used.
+        held_out: files held out by the prefix of their name.
         with_captions: whether captions were read.
         without_caption: readable files that have no caption, or an empty one.
-        captions_without_file: captions that fit no video file or several, by their place.
-        captions_replaced: files with several captions that differ, and the places; the last one is used.
-        slower: files with far fewer frames a second than clips have, so that frames are repeated.
+        captions_without_file: captions that match no video file or several, with table and line.
+        captions_replaced: files with several differing captions, with table and line; the last one is used.
+        slower: files with far fewer frames per second than the clips, so that frames are repeated.
     """
 
     num_files: int = 0
@@ -37,7 +37,7 @@ class ClipsReport:
 
     @property
     def num_readable(self) -> int:
-        """Files that are used."""
+        """Number of files that are used."""
         return self.num_files - len(self.unreadable)
 
     def __str__(self) -> str:
