@@ -1,4 +1,8 @@
-"""Configurations as JSON, and back, strictly."""
+"""Configurations as JSON, and back, strictly.
+
+A field with the metadata `parts`, a function that returns dataclasses, holds an instance of each. In JSON their fields
+stand among those of the configuration.
+"""
 
 import dataclasses
 import json
@@ -14,34 +18,63 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as what JSON can hold."""
-    return {f.name: _to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """The configuration as JSON values."""
+    own, parts = _split_fields(config)
+    values = {f.name: _to_json(getattr(config, f.name)) for f in own}
+    for field in parts:
+        for part in getattr(config, field.name):
+            values |= to_dict(part)
+    return values
 
 
 def default_values(config: Any) -> dict[str, Any]:
-    """The settings of the configuration that have a default, with it, as what JSON can hold."""
-    fields = dataclasses.fields(config)
-    return {f.name: _to_json(f.default) for f in fields if f.default is not dataclasses.MISSING}
+    """The settings of the configuration that have a default, and the defaults as JSON values."""
+    own, parts = _split_fields(config)
+    values = {f.name: _to_json(f.default) for f in own if f.default is not dataclasses.MISSING}
+    for field in parts:
+        for part in field.metadata["parts"]():
+            values |= default_values(part)
+    return values
 
 
 def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration from what `to_dict` gives.
+    """The inverse of `to_dict`.
 
     Raises:
         KinemaError: a key is unknown or a value has the wrong type.
     """
-    hints = typing.get_type_hints(cls)
-    known = [f.name for f in dataclasses.fields(typing.cast(Any, cls))]
+    own, parts = _split_fields(cls)
+    classes = {field.name: field.metadata["parts"]() for field in parts}
+    known = [f.name for f in own]
+    known += [f.name for some in classes.values() for part in some for f in dataclasses.fields(part)]
     for name in values:
         if name not in known:
             raise KinemaError(f"`{name}` (={values[name]!r}) must be one of the settings {', '.join(known)}")
-    return cls(**{name: _from_json(name, value, hints[name]) for name, value in values.items()})
+    arguments = {name: tuple(_from_values(part, values) for part in some) for name, some in classes.items()}
+    return _from_values(cls, values, **arguments)
+
+
+def _from_values(cls: type[Config], values: dict[str, Any], **others: Any) -> Config:
+    """A dataclass from those of the values that are its fields, and others as they are.
+
+    Raises:
+        KinemaError: a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in _split_fields(cls)[0] if field.name in values]
+    return cls(**{name: _from_json(name, values[name], hints[name]) for name in names}, **others)
 
 
 def save_config(config: Any, path: Path) -> None:
     """Writes the configuration as JSON."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def _split_fields(config: Any) -> tuple[list[Any], list[Any]]:
+    """Its fields without parts, and those with parts."""
+    fields = dataclasses.fields(config)
+    return [f for f in fields if "parts" not in f.metadata], [f for f in fields if "parts" in f.metadata]
 
 
 def _to_json(value: Any) -> Any:

@@ -28,7 +28,6 @@ from kinema.tokenizers.checks import check_values
 from kinema.tokenizers.interface import latent_shape
 from kinema.training.accelerator import make_accelerator
 from kinema.training.config import DiffusionTrainingConfig, parse_shape, to_dict
-from kinema.training.data.contents import data_contents
 from kinema.training.data.sources import CaptionedClips
 from kinema.training.data.toybox.schema import Split
 from kinema.training.entry import run_program
@@ -50,8 +49,7 @@ Batch = dict[str, Tensor]
 
 # Settings that decide what clips there are, so that kept latents depend on them.
 _CLIP_SETTINGS = (
-    *("data", "data_weights", "sprites", "seed", "shape", "toybox_objects", "toybox_num_objects", "validation"),
-    *("cache_short_side", "fps", "max_stride", "max_zoom_out"),
+    *("data", "data_weights", "seed", "shape", "validation", "cache_short_side", "fps", "max_stride", "max_zoom_out"),
 )
 
 
@@ -76,7 +74,7 @@ class DiffusionTask(Task[Batch]):
         with accelerator.main_process_first():  # it computes what is kept, the others find it
             self.clips = self._make_clips("train")
             self.clips.check_captions()
-            self.contents = data_contents(config.data, self.clips.sources, captions=True)
+            self.contents = self.clips.contents()
             check_data(config, self.contents, start)
             # From here on the rate is a number, and saved as one.
             self.config = config = replace(config, fps=self.clips.fps)
@@ -123,7 +121,10 @@ class DiffusionTask(Task[Batch]):
     def _cache_settings(self) -> dict[str, Any]:
         """What kept latents depend on."""
         values = to_dict(self.config)
-        return {name: values[name] for name in _CLIP_SETTINGS} | {
+        settings = {name: values[name] for name in _CLIP_SETTINGS}
+        for source in self.clips.requests:
+            settings |= {} if source.settings is None else to_dict(source.settings)
+        return settings | {
             "tokenizer": self.vae_hash,
             "text": self.text_hash or vocabulary_hash(self.text_tokenizer),
             "text_max_length": self.config.text_max_length,

@@ -17,7 +17,7 @@ _OF_DIFFUSION = (
 class DistillationConfig(DiffusionTrainingConfig):
     """Training of a student that needs few sampling steps and no guidance, from a pipeline that needs many and some."""
 
-    hidden: ClassVar[tuple[str, ...]] = ("preset", *_OF_DIFFUSION)
+    hidden: ClassVar[tuple[str, ...]] = (*DiffusionTrainingConfig.hidden, *_OF_DIFFUSION)
     needs_shape: ClassVar[bool] = False
 
     teacher: Path | None = None

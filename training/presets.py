@@ -1,4 +1,4 @@
-"""The settings that presets train with by default; a preset names a model as well."""
+"""Presets: a model and the default settings of its training."""
 
 from typing import Any, TypeVar
 
@@ -9,14 +9,14 @@ from kinema.training.distillation_config import DistillationConfig
 
 Config = TypeVar("Config")
 
-# The first stage of the embedded kl-4x8x8-c16, but for its time limit; Muon likes this rate. The embedded FSQ tokenizer
-# took that one's networks over (no linear start, 30 steps of warm-up), and second stages train decoders at 3e-4: their
-# settings lie with the weights.
+# The first stage of the embedded kl-4x8x8-c16, without its time limit; the learning rate suits Muon. The embedded FSQ
+# tokenizer started from its networks (no linear initialization, 30 steps of warm-up), and second stages train decoders
+# at 3e-4: their settings are saved beside the weights.
 _TOKENIZER: dict[str, Any] = dict(
     init_linear=True, learning_rate=2e-3, betas=(0.9, 0.98), warmup_steps=100, ema_decay=0.998
 )
 
-# What differs from `_TOKENIZER` in the training of a preset, and of those that are not here.
+# Changes to `_TOKENIZER` by preset, and for presets that are not listed.
 _OF_PRESET: dict[str, dict[str, Any]] = {
     "kl-4x16x16-c32": dict(batch_size=16, kl_weight=1e-5, validation_shape="17x64x64")
 }
@@ -25,7 +25,7 @@ _FSQ: dict[str, Any] = _OTHERS | dict(entropy_weight=0.01)
 
 
 def _shapes_of(preset: str) -> tuple[str, ...]:
-    """The clips that a preset trains on: a holistic tokenizer's are its window."""
+    """Clip sizes that a preset trains on; a holistic tokenizer takes clips of its one size."""
     config = find_preset(preset).config
     return (f"{config['num_frames']}x{config['size']}x{config['size']}",) if "num_tokens" in config else ("17x64x64",)
 

@@ -21,6 +21,7 @@ from kinema.loading import one_line
 from kinema.tokenizers.quantizers import nested_bottleneck
 from kinema.training.config import TrainingConfig
 from kinema.training.config_json import default_values, from_dict, to_dict
+from kinema.training.data.registry import setting_names
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ VOCABULARY = "vocabulary"
 STATISTICS = ("latents_mean", "latents_std")
 
 _FIXED = (
-    *("preset", "seed", "init_from", "optimizer", "data_weights", "toybox_objects", "toybox_num_objects", "validation"),
+    *("preset", "seed", "init_from", "optimizer", "data_weights", "validation"),
     *("cache_short_side", "max_stride", "max_zoom_out"),
     # tokenizers
     *("shapes", "shape_weights", "frame_rates", "init_linear", "freeze_encoder"),
@@ -41,13 +42,14 @@ _FIXED = (
     # distillation
     *("objective", "student_steps", "teacher_steps", "teacher_guidance_scale", "teacher_guidance_interval"),
 )
-"""Settings that must stay, where a configuration has them."""
+"""Settings that must not change, where a configuration has them; so must not those of data sources, except paths."""
 
 _FROM_RUN = (
-    *("data", "sprites", "init_from", "tokenizer", "text_encoder", "image_vae", "fps", "shape"),
+    *("data", "init_from", "tokenizer", "text_encoder", "image_vae", "fps", "shape"),
     *("teacher", "teacher_steps", "teacher_guidance_scale", "teacher_guidance_interval"),
 )
-"""Settings that the run gives where they are left out. What their files hold must stay, not where they are."""
+"""Settings that are taken from the run if they are not given, as are the paths of data sources. The contents of their
+files must not change; their location may."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ def continue_settings(config: Config, record: Record) -> Config:
         KinemaError: a setting that must stay differs; all that do are named.
     """
     before, now = default_values(config) | record.config, to_dict(config)
-    taken = {name: before[name] for name in _FROM_RUN if before.get(name) and name in now and not now[name]}
+    from_run = (*_FROM_RUN, *setting_names(paths=True))
+    taken = {name: before[name] for name in from_run if before.get(name) and name in now and not now[name]}
     if "data" in taken and not now["data_weights"]:
         taken["data_weights"] = before["data_weights"]
     now |= taken
-    fixed = [name for name in _FIXED if name in now and name in before]
+    fixed = [name for name in (*_FIXED, *setting_names(paths=False)) if name in now and name in before]
     if before.get("adversarial_weight") and now["adversarial_weight"]:  # the checkpoint has a discriminator
         fixed += ["discriminator_width", "discriminator_levels"]
     changed = [name for name in fixed if record.config and now[name] != before[name]]
@@ -192,13 +195,13 @@ def check_data(config: TrainingConfig, contents: Contents, record: Record | None
     """Warns where the data has changed since the checkpoint, if there is one.
 
     Raises:
-        KinemaError: `data` or `sprites` name another place, and what is there is not the same.
+        KinemaError: `data`, or a path in the settings of a data source, has changed, and so has what is there.
     """
     told = "" if record is None or not record.data else data_changes(record.data, contents)
     if record is None or not told:
         return
     before, now = default_values(config) | record.config, to_dict(config)
-    moved = [name for name in ("data", "sprites") if before[name] != now[name]]
+    moved = [name for name in ("data", *setting_names(paths=True)) if before[name] != now[name]]
     if moved:
         places = ", ".join(
             f"`{name}` (={_shown(now[name])}) must hold what {_shown(before[name])} held" for name in moved

@@ -18,10 +18,11 @@ import torch
 from kinema import KinemaPipeline
 from kinema.errors import KinemaError
 from kinema.tokenizers.published.loading import load_tokenizer
+from kinema.training.data.registry import setting_names
 from kinema.training.folders import recover_folders, write_folder
 
 _KEPT = ("README.md", "first_stage.json")
-_PATHS = ("data", "sprites", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")
+_PATHS = ("data", "output", "cache_dir", "tokenizer", "text_encoder", "init_from", "image_vae")
 
 
 def release(source: Path, target: Path) -> int:
@@ -66,7 +67,8 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
             return [name(v) for v in value]
         return Path(value).name if isinstance(value, str) else value
 
-    return {key: name(value) if key in _PATHS else value for key, value in config.items()}
+    paths = {*_PATHS, *setting_names(paths=True)}
+    return {key: name(value) if key in paths else value for key, value in config.items()}
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class Task(ABC, Generic[Batch]):
         return {}
 
     def data_contents(self) -> Contents:
-        """The files and captions of the data, see `kinema.training.data.contents`; saved in checkpoints."""
+        """What the data consists of, see `CaptionedSource.contents`; saved in checkpoints."""
         return {}
 
     def save_data_report(self, path: Path) -> None:

@@ -26,7 +26,7 @@ from kinema.tokenizers.registry import make_tokenizer
 from kinema.training.accelerator import make_accelerator
 from kinema.training.config import TokenizerTrainingConfig
 from kinema.training.data.batches import TokenizerBatches
-from kinema.training.data.contents import data_contents
+from kinema.training.data.registry import SOURCES
 from kinema.training.entry import run_program
 from kinema.training.latent_statistics import measure_latents
 from kinema.training.latents_cache import model_hash
@@ -92,9 +92,7 @@ class TokenizerTask(Task[Tensor]):
             self.image_vae = ImageVAE(config.image_vae, self.model.latent_channels, ratio, accelerator.device)
         self.depends = {"image_vae": None if self.image_vae is None else model_hash(self.image_vae.vae)}
         check_depends(config, "image_vae", self.depends["image_vae"], start)
-        sources = [source for source in self.batches.sources if source is not None]
-        toyboxes = list(self.batches.toyboxes.values())[:1]  # one a shape, of the same objects
-        self.contents = data_contents(config.data, [*sources, *toyboxes], captions=False)
+        self.contents = self.batches.contents()
         check_data(config, self.contents, start)
         size = getattr(self.model.quantizer, "codebook_size", None)
         self.usage = None if size is None else CodebookUsage(size)
@@ -279,9 +277,9 @@ def name_of_score(config: TokenizerTrainingConfig, with_lpips: bool) -> str:
 
 
 def mean_of_files(values: dict[str, float]) -> float:
-    """The mean over validation sources; Toybox counts only where there is no file."""
-    files = [value for name, value in values.items() if name != "toybox"]
-    return sum(files) / len(files) if files else values["toybox"]
+    """The mean over held-out files; data sources other than folders count only if there are no such files."""
+    files = [value for name, value in values.items() if name not in SOURCES] or list(values.values())
+    return sum(files) / len(files)
 
 
 def start_score(config: TokenizerTrainingConfig, device: torch.device) -> Any:

@@ -83,6 +83,7 @@ def measure(arguments: argparse.Namespace) -> "LatentStatistics":
     from kinema.tokenizers.base import LatentTokenizer
     from kinema.training.config import TokenizerTrainingConfig
     from kinema.training.data.batches import TokenizerBatches
+    from kinema.training.data.toybox.source import ToyboxSettings
     from kinema.training.latent_statistics import measure_latents
     from kinema.training.seeds import step_generator
 
@@ -94,13 +95,14 @@ def measure(arguments: argparse.Namespace) -> "LatentStatistics":
         raise KinemaError(f"`--tokenizer` (={arguments.tokenizer!r}, a {kind}) must be one of kinema's own")
     frames, side = tokenizer.temporal_compression_ratio, tokenizer.spatial_compression_ratio
     shape = arguments.shape or ("17x64x64" if tokenizer.has_grid else f"{frames}x{side}x{side}")
+    sprites = None if arguments.sprites is None else Path(arguments.sprites)
     with tempfile.TemporaryDirectory() as cache:
         config = TokenizerTrainingConfig(
             preset="statistics",
             data=tuple(arguments.data),
             shapes=(shape,),
             batch_size=arguments.batch_size,
-            sprites=None if arguments.sprites is None else Path(arguments.sprites),
+            source_settings=(ToyboxSettings(sprites=sprites),),
             seed=arguments.seed,
             cache_dir=Path(cache),
         )

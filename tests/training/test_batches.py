@@ -66,15 +66,13 @@ def test_ranks_take_the_same_size_in_a_step(config):
 
 def test_weights_choose_the_source(config, monkeypatch):
     batches = TokenizerBatches(dataclasses.replace(config, shapes=("5x16x16",), data_weights=(1.0, 1e-9)))
-    monkeypatch.setattr(batches, "_toybox_clips", lambda *_: pytest.fail("no Toybox clips are wanted"))
+    monkeypatch.setattr(batches.sources[1], "clips", lambda *_: pytest.fail("no Toybox clips are wanted"))
     assert batches(0).shape[0] == 6
 
 
 def test_validation_sources_are_named_and_never_trained_on(config):
     batches = TokenizerBatches(config)
-    folder = batches.sources[0]
-    assert folder is not None
-    assert [s.path.name for s in folder.sources] == ["a.mp4"]
+    assert [name for name in batches.contents() if name.endswith(".mp4")] == ["0/a.mp4"]
     validation = batches.validation_clips()
     assert set(validation) == {"cat_b", "toybox"}
     assert validation["cat_b"].shape == (2, 3, 5, 16, 16)

@@ -8,6 +8,7 @@ import pytest
 from kinema.errors import KinemaError
 from kinema.tokenizers.registry import PRESETS
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, from_dict, parse_shape, to_dict
+from kinema.training.data.toybox.source import ToyboxSettings
 from kinema.training.entry import parse_arguments
 from kinema.training.presets import DIFFUSION_PRESETS, TOKENIZER_PRESETS, select_preset
 from kinema.training.tokenizer import main
@@ -20,7 +21,10 @@ def test_presets_round_trip_through_json(config):
 
 def test_paths_and_tuples_round_trip(tmp_path):
     config = TokenizerTrainingConfig(
-        preset="x", data=("a", "toybox"), data_weights=(1, 2.5), sprites=tmp_path, toybox_num_objects=(1, 3)
+        preset="x",
+        data=("a", "toybox"),
+        data_weights=(1, 2.5),
+        source_settings=(ToyboxSettings(sprites=tmp_path, toybox_num_objects=(1, 3)),),
     )
     assert from_dict(TokenizerTrainingConfig, json.loads(json.dumps(to_dict(config)))) == config
 

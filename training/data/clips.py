@@ -1,7 +1,7 @@
 """Folders of video files as training data: decoded once, then cut into random clips.
 
-Every file is decoded once to a memory-mapped array of uint8 frames at a small short side. After that a random clip
-costs a copy. Files that cannot be read are skipped, counted and named, never fatal.
+Each file is decoded once, to a memory-mapped array of uint8 frames with a small short side; a random clip is then a
+copy. Files that cannot be read are skipped and reported, never fatal.
 """
 
 import logging
@@ -34,7 +34,7 @@ class ClipSource:
     Attributes:
         path: the video file.
         cached: its frames and their times.
-        caption: its caption, empty when there is none.
+        caption: its caption, or an empty string.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class ClipSource:
 
     @property
     def fps(self) -> float:
-        """Frames a second, on average."""
+        """Mean frames per second."""
         return self.cached.times.fps
 
 
@@ -51,17 +51,17 @@ class ClipsDataset:
     """Random clips from folders of video files.
 
     Args:
-        folders: searched for video files, with all their subfolders.
-        cache_dir: where decoded frames are kept.
-        short_side: frames are scaled (with antialiasing) to this short side; smaller ones stay as they are.
-        hold_out: files whose names start with one of these are left out...
-        only: ... and if this is given, all others are.
-        max_frames_per_file: frames decoded from each file at most.
+        folders: searched recursively for video files.
+        cache_dir: where decoded frames are stored.
+        short_side: short side in pixels to which larger frames are scaled, with antialiasing.
+        hold_out: prefixes of the names of files to leave out.
+        only: prefixes of the names of the only files to use (default: all).
+        max_frames_per_file: maximum number of frames decoded from each file.
         captions: whether captions are read.
 
     Attributes:
         sources: the readable files.
-        report: what was found and skipped.
+        report: the files found and skipped.
 
     Raises:
         KinemaError: a folder does not exist or holds no video file, none of the files is readable, captions cannot be
@@ -122,10 +122,10 @@ class ClipsDataset:
         self.sources.append(ClipSource(file, cached, caption))
 
     def _log(self, folders: Sequence[str | Path], is_training: bool) -> None:
-        """Says what is wrong with the data.
+        """Logs the problems of the data.
 
         Raises:
-            KinemaError: no file of a training is readable.
+            KinemaError: there is no readable file to train on.
         """
         report, names = self.report, ", ".join(map(str, folders))
         without = len(report.without_caption) if report.with_captions and is_training else 0
@@ -156,22 +156,21 @@ class ClipsDataset:
         frame_rates: Sequence[float] = (),
         fps: float | None = None,
     ) -> tuple[Float[Tensor, "3 t h w"], str]:
-        """A clip and its caption: a random file (by its length), start, frame stride, crop, scale and flip.
+        """A clip and its caption, with random file (weighted by length), start, frame stride, crop, scale and flip.
 
-        Frames are taken by the times at which the file shows them. A file shorter than the clip is repeated back and
-        forth.
+        Frames are selected by their timestamps. A file shorter than the clip is played back and forth.
 
         Args:
             shape: (frames, height, width) of the clip.
-            generator: source of all the choices.
-            max_stride: largest step between frames, where the file is long enough: of frames at the clip's rate, so
-                that everything moves twice as fast at a stride of 2.
-            max_zoom_out: crops are up to this much larger than the clip and scaled down; half of them are not scaled.
+            generator: of all random choices.
+            max_stride: maximum step between frames at the clip's rate, if the file is long enough. A stride of 2
+                doubles the speed of motion.
+            max_zoom_out: crops are up to this many times larger than the clip and scaled down; half are not scaled.
             flip: mirror half of the clips.
-            frame_rates: frames a second, one drawn for the clip, instead of a stride. A file slower than the rate, or
-                too short for it, gives a faster clip, so that no frame is shown twice.
-            fps: frames a second of the clip (default: those of the file). Frames of a slower file are shown repeatedly,
-                so that everything moves as fast as in the file.
+            frame_rates: frames per second, one drawn for the clip, instead of a stride. If the file is slower, or too
+                short, motion is faster in the clip, because no frame is repeated.
+            fps: frames per second of the clip (default: those of the file). Frames of slower files are repeated, so
+                that motion keeps its speed.
 
         Returns:
             Pixels in [-1, 1], and the caption.
@@ -195,37 +194,17 @@ class ClipsDataset:
             clip = clip.flip(-2)
         return clip.permute(3, 0, 1, 2).float() / 127.5 - 1, source.caption
 
-    def random_clips(
-        self,
-        num_clips: int,
-        shape: tuple[int, int, int],
-        generator: torch.Generator,
-        *,
-        max_stride: int = 1,
-        max_zoom_out: float = 1.0,
-        frame_rates: Sequence[float] = (),
-    ) -> Float[Tensor, "b 3 t h w"]:
-        """A batch of random clips, see `random_clip`."""
-        clips = [
-            self.random_clip(
-                shape, generator, max_stride=max_stride, max_zoom_out=max_zoom_out, frame_rates=frame_rates
-            )[0]
-            for _ in range(num_clips)
-        ]
-        return torch.stack(clips)
-
 
 def centre_clips(
     path: Path, num_clips: int, shape: tuple[int, int, int], fps: float | None = None
 ) -> Float[Tensor, "n 3 t h w"]:
-    """Clips at evenly spaced places of a file: frames scaled so that they just cover the size, then cropped at the
-    centre. What validation uses.
+    """Validation clips, evenly spaced in a file: frames are scaled to just cover the size and cropped at the centre.
 
     Args:
         path: the file.
-        num_clips: how many clips.
+        num_clips: number of clips.
         shape: (frames, height, width) of each.
-        fps: frames a second of the clips (default, and at most: those of the file).
+        fps: frames per second of the clips (default and maximum: those of the file).
 
     Raises:
         KinemaError: the file cannot be read.

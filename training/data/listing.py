@@ -29,7 +29,7 @@ def list_videos_and_others(folder: Path) -> tuple[list[Path], dict[Path, str]]:
         KinemaError: it is no folder, or there is no video file.
     """
     if not folder.is_dir():
-        raise KinemaError(f"`data` (={str(folder)!r}) must be an existing folder of video files, or `toybox`")
+        raise KinemaError(f"`data` (={str(folder)!r}) must be an existing folder of video files, or a built-in source")
     files: list[Path] = []
     others: dict[Path, str] = {}
     for here, folders, names in walk_folders(folder):

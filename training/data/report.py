@@ -1,11 +1,7 @@
-"""What became of the files and captions of a data set."""
+"""A report on the files and captions of a data set."""
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-
-from kinema.files import atomic_path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 _SHOWN = 50  # of unreadable files, which are to be mended one by one
 _SHOWN_OF_OTHERS = 5
@@ -13,19 +9,19 @@ _SHOWN_OF_OTHERS = 5
 
 @dataclass
 class ClipsReport:
-    """What became of the files of a data set.
+    """The files of a data set: those used, and those that are not.
 
     Attributes:
         num_files: video files found.
         num_frames: frames decoded from the readable ones.
         unreadable: reason for each file that was skipped.
-        cut: files of which only the first frames are used, because they have more than `max_frames_per_file`.
-        held_out: files left out because of their name.
+        cut: files with more frames than `max_frames_per_file`, of which the first ones are used.
+        held_out: files held out by the prefix of their name.
         with_captions: whether captions were read.
         without_caption: readable files that have no caption, or an empty one.
-        captions_without_file: captions that fit no video file or several, by their place.
-        captions_replaced: files with several captions that differ, and the places; the last one is used.
-        slower: files with far fewer frames a second than clips have, so that frames are repeated.
+        captions_without_file: captions that match no video file or several, with table and line.
+        captions_replaced: files with several differing captions, with table and line; the last one is used.
+        slower: files with far fewer frames per second than the clips, so that frames are repeated.
     """
 
     num_files: int = 0
@@ -41,7 +37,7 @@ class ClipsReport:
 
     @property
     def num_readable(self) -> int:
-        """Files that are used."""
+        """Number of files that are used."""
         return self.num_files - len(self.unreadable)
 
     def __str__(self) -> str:
@@ -63,9 +59,3 @@ def _named(what: str, items: Sequence[str], most: int = _SHOWN_OF_OTHERS) -> lis
     """A line for each of the first items, and one that counts the others."""
     lines = [f"  {what} {item}" for item in items[:most]]
     return lines + ([f"  {what} {len(items) - most} more"] if len(items) > most else [])
-
-
-def save_reports(reports: Iterable[ClipsReport], path: Path) -> None:
-    """Writes what became of all files and captions as JSON; names that are not UTF-8 are escaped."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n", encoding="ascii")

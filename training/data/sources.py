@@ -1,44 +1,93 @@
-"""Where clips come from: folders of video files and the Toybox world, mixed."""
+"""The clips of a training: its data sources, mixed by weight."""
 
 import hashlib
 import json
 import logging
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kinema.errors import KinemaError
+from kinema.files import atomic_path
 from kinema.training.config import DiffusionTrainingConfig, TrainingConfig, parse_shape
-from kinema.training.data.clips import ClipsDataset
 from kinema.training.data.frames import DECODING
-from kinema.training.data.rates import describe_rate
-from kinema.training.data.report import save_reports
-from kinema.training.data.toybox import Toybox
-from kinema.training.data.toybox.schema import FPS as TOYBOX_FPS
-from kinema.training.data.toybox.schema import Split
-from kinema.training.data.toybox.sprites import sprite_names
+from kinema.training.data.rates import describe_rate, slow_files
+from kinema.training.data.registry import SOURCES, source_class
+from kinema.training.data.source import CaptionedSource, Shape, SourceRequest, Split
 from kinema.training.seeds import step_generator
 
 logger = logging.getLogger(__name__)
 
-TOYBOX = "toybox"
-_MUCH_SLOWER = 0.67  # of the rate of clips: a third of the frames are repeated
+_DEFAULT_FPS = 8.0
 
 
-class CaptionedClips:
-    """Clips with captions by number, the same ones whenever the configuration is the same.
+class SourceMixture:
+    """The sources that `data` names, and the share of each.
+
+    Args:
+        config: data, weights, and the sources' own settings.
+        shapes: every (frames, height, width) in which clips will be requested.
+        options: further fields of each `SourceRequest`.
+
+    Attributes:
+        requests: one for each entry of `data`.
+        sources: the sources that have clips.
+        weights: the share of each source.
+
+    Raises:
+        KinemaError: `data` is empty, or a source cannot be opened.
+    """
+
+    def __init__(self, config: TrainingConfig, shapes: Sequence[Shape], **options: Any) -> None:
+        weights = source_weights(config).tolist()
+        self.requests = [
+            SourceRequest(
+                name=name,
+                data=config.data,
+                shapes=tuple(shapes),
+                seed=config.seed,
+                cache_dir=config.run_cache_dir,
+                settings=config.settings_for(source_class(name).settings_class),
+                hold_out=config.validation,
+                **options,
+            )
+            for name in config.data
+        ]
+        opened = [source_class(request.name)(request) for request in self.requests]
+        # A folder without held-out files takes no part in the validation.
+        kept = [(s, w) for s, w in zip(opened, weights, strict=True) if len(s)]
+        self.sources = [source for source, _ in kept]
+        self.weights = torch.tensor([weight for _, weight in kept], dtype=torch.float64)
+
+    def contents(self) -> dict[str, list[Any]]:
+        """The files or parts of the data, see `CaptionedSource.contents`."""
+        return {name: entry for source in self.sources for name, entry in source.contents().items()}
+
+    def save_report(self, path: Path) -> None:
+        """Writes what each source reports, as JSON: a folder's files and captions that are used and that are not.
+
+        Names that are not UTF-8 are escaped.
+        """
+        reports = [{"source": source.request.name} | source.report() for source in self.sources]
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(reports, indent=2) + "\n", encoding="ascii")
+
+
+class CaptionedClips(SourceMixture):
+    """Captioned clips by number, the same ones whenever the configuration is the same.
 
     Args:
         config: data, weights, size.
-        split: "validation" takes held-out files and Toybox's validation split.
-        device: where Toybox clips are drawn, and all clips end.
+        split: "validation" takes held-out files, and the validation split of sources such as Toybox.
+        device: where clips are rendered.
 
     Attributes:
-        fps: frames a second of the clips: `config.fps`, or what the data has; files of other rates are resampled.
+        fps: frames per second of the clips: `config.fps`, or the rate of the data. Files of other rates are resampled.
     """
 
     def __init__(
@@ -48,115 +97,81 @@ class CaptionedClips:
         self.device = torch.device(device)
         self.split: Split = split
         self.shape = parse_shape(config.shape)
-        weights = source_weights(config).tolist()
-        sources = [self._source(name) for name in config.data]
-        # A folder without held-out files takes no part in the validation.
-        kept = [(s, w) for s, w in zip(sources, weights, strict=True) if isinstance(s, Toybox) or len(s)]
-        self.sources = [source for source, _ in kept]
-        self.weights = torch.tensor([weight for _, weight in kept], dtype=torch.float64)
-        self.fps = config.fps or rate_of_data(self.sources)
-        if split == "train":
-            note_rates(self.sources, self.fps)
-
-    def _source(self, name: str) -> Toybox | ClipsDataset:
-        config = self.config
-        if name == TOYBOX:
-            return make_toybox(config, self.shape, self.split)
-        held_out = self.split != "train"
-        return ClipsDataset(
-            [name],
-            config.run_cache_dir,
+        # Clips are not mirrored: captions may say left and right.
+        super().__init__(
+            config,
+            [self.shape],
+            split=split,
             short_side=config.cache_short_side,
-            hold_out=() if held_out else config.validation,
-            only=config.validation if held_out else None,
+            max_stride=config.max_stride,
+            max_zoom_out=config.max_zoom_out,
         )
+        self.fps = config.fps or rate_of_data(self.sources)
+        for source in self.sources:
+            source.use_rate(self.fps)
+        if split == "train":
+            log_rates(self.sources, self.fps)
 
     def words(self) -> list[str]:
         """Every word that a caption can contain, sorted."""
-        from kinema.generation.text import split_words
-
-        words: set[str] = set()
-        for source in self.sources:
-            if isinstance(source, Toybox):
-                words.update(source.vocabulary())
-            else:
-                words.update(word for clip in source.sources for word in split_words(clip.caption))
-        return sorted(words)
+        return sorted({word for source in self.sources for word in source.vocabulary()})
 
     def check_captions(self) -> None:
-        """Raises `KinemaError` where no clip has a caption."""
-        folders = [source for source in self.sources if isinstance(source, ClipsDataset)]
-        if len(folders) < len(self.sources) or any(clip.caption for folder in folders for clip in folder.sources):
+        """Raises `KinemaError` if no clip has a caption."""
+        if any(source.has_captions() for source in self.sources):
             return
-        lost = [line for folder in folders for line in folder.report.captions_without_file]
+        lost = [line for source in self.sources for line in source.report().get("captions_without_file", [])]
         also = f"; {len(lost)} captions fit no file, the first is {lost[0]}" if lost else ""
         raise KinemaError(
             f"`data` (={', '.join(self.config.data)}) must have captions: `captions.jsonl`, `captions.csv`, or NAME.txt"
             f" beside NAME.mp4{also}"
         )
 
-    def save_report(self, path: Path) -> None:
-        """Writes which files and captions were used and which were not, as JSON."""
-        save_reports([source.report for source in self.sources if isinstance(source, ClipsDataset)], path)
-
     def fingerprint(self) -> str:
-        """A hash of what the clips come from: files with their sizes and times of change, captions, sprites."""
-        parts = [str(DECODING)]
-        for source in self.sources:
-            if isinstance(source, Toybox):
-                files = [] if source.sprites is None else sorted(p for p in source.sprites.iterdir() if p.is_file())
-                parts += [source.split, *source.objects]
-            else:
-                files = [clip.path for clip in source.sources]
-                parts += [clip.caption for clip in source.sources]
-            parts += [f"{file.name}/{file.stat().st_size}/{file.stat().st_mtime_ns}" for file in files]
+        """A hash of what the clips depend on, see `CaptionedSource.fingerprint`."""
+        parts = [str(DECODING), *(part for source in self.sources for part in source.fingerprint())]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def __call__(self, indices: Iterable[int]) -> tuple[Float[Tensor, "b 3 t h w"], list[str]]:
         """The clips with these numbers (>= 0), pixels in [-1, 1], and their captions."""
         indices = list(indices)
-        clips: dict[int, tuple[Tensor, str]] = {}
-        toybox_indices: dict[int, list[int]] = {}
-        for index in indices:
-            generator = step_generator(self.config.seed, 0, index, f"clip/{self.split}")
+        generators = {i: step_generator(self.config.seed, 0, i, f"clip/{self.split}") for i in indices}
+        by_source: dict[int, list[int]] = {}
+        for index, generator in generators.items():
             number = int(torch.multinomial(self.weights, 1, generator=generator))
-            source = self.sources[number]
-            if isinstance(source, Toybox):
-                toybox_indices.setdefault(number, []).append(index)
-                continue
-            clips[index] = source.random_clip(
-                self.shape,
-                generator,
-                max_stride=self.config.max_stride,
-                max_zoom_out=self.config.max_zoom_out,
-                fps=self.fps,
-                flip=False,  # captions may say left and right
-            )
-        for number, some in toybox_indices.items():
-            source = self.sources[number]
-            assert isinstance(source, Toybox)
-            batch = source.batch(some, self.device)
-            clips.update(zip(some, zip(batch.video, batch.captions, strict=True), strict=True))
-        # Clips of files stay on the CPU, which pins them for their way to the device.
-        place = self.device if toybox_indices else torch.device("cpu")
+            by_source.setdefault(number, []).append(index)
+        clips: dict[int, tuple[Tensor, str]] = {}
+        for number, some in by_source.items():
+            made = self.sources[number].clips(some, self.shape, [generators[i] for i in some], self.device)
+            clips.update(zip(some, made, strict=True))
         videos, captions = zip(*(clips[index] for index in indices), strict=True)
-        return torch.stack([video.to(place) for video in videos]), list(captions)
+        return stack_clips(videos), list(captions)
 
 
-def rate_of_data(sources: Iterable[Toybox | ClipsDataset]) -> float:
-    """The rate of clips where no setting says it: Toybox's where it is among the data, else the median of the files."""
+def stack_clips(clips: Sequence[Float[Tensor, "3 t h w"]]) -> Float[Tensor, "b 3 t h w"]:
+    """A batch of clips, on the device if any of them is.
+
+    Clips that are all on the CPU stay there; they are pinned for the transfer to the device.
+    """
+    place = next((clip.device for clip in clips if clip.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([clip.to(place) for clip in clips])
+
+
+def rate_of_data(sources: Iterable[CaptionedSource]) -> float:
+    """The clips' rate if `fps` is not given: that of a source that cannot resample, or the median of the files."""
     sources = list(sources)
-    rates = sorted(clip.fps for source in sources if isinstance(source, ClipsDataset) for clip in source.sources)
-    if len(rates) == 0 or any(isinstance(source, Toybox) for source in sources):
-        return TOYBOX_FPS
+    native = [source.native_fps for source in sources if source.native_fps is not None]
+    rates = sorted(fps for source in sources for _, fps in source.file_rates())
+    if native or not rates:
+        return native[0] if native else _DEFAULT_FPS
     return min(1000.0, max(0.001, statistics.median_low(rates)))
 
 
-def note_rates(sources: Iterable[Toybox | ClipsDataset], rate: float) -> None:
-    """Says which rate clips have, and which files have far fewer frames a second."""
+def log_rates(sources: Iterable[CaptionedSource], rate: float) -> None:
+    """Logs the rate of the clips, and warns about files and sources with far fewer or other frames per second."""
     sources = list(sources)
-    folders = [source for source in sources if isinstance(source, ClipsDataset)]
-    rates = [clip.fps for folder in folders for clip in folder.sources]
+    files = [file for source in sources for file in source.file_rates()]
+    rates = [fps for _, fps in files]
     others = [fps for fps in rates if abs(fps / rate - 1) > 0.005]
     if others:
         told = " to ".join(dict.fromkeys(describe_rate(fps) for fps in (min(rates), max(rates))))
@@ -166,16 +181,13 @@ def note_rates(sources: Iterable[Toybox | ClipsDataset], rate: float) -> None:
         )
     elif rates:
         logger.info("clips have %s frames a second, as the video files have", describe_rate(rate))
-    if len(folders) < len(sources) and rate != TOYBOX_FPS:
-        logger.warning(
-            "Toybox clips have %g frames a second; at %s everything in them moves %.3g times as fast",
-            *(TOYBOX_FPS, describe_rate(rate), rate / TOYBOX_FPS),
-        )
-    for folder in folders:
-        slow = [clip for clip in folder.sources if clip.fps < _MUCH_SLOWER * rate]
-        folder.report.slower = [f"{str(clip.path)!r} ({describe_rate(clip.fps)})" for clip in slow]
-    slower = [line for folder in folders for line in folder.report.slower]
-    if slower:
+    for name, native in {source.request.name: source.native_fps for source in sources}.items():
+        if native is not None and native != rate:
+            logger.warning(
+                "%s clips have %g frames a second; at %s everything in them moves %.3g times as fast",
+                *(name.capitalize(), native, describe_rate(rate), rate / native),
+            )
+    if slower := slow_files(files, rate):
         logger.warning(
             "%d of %d video files have far fewer than %s frames a second, and their frames are repeated: %s%s",
             *(len(slower), len(rates), describe_rate(rate), ", ".join(slower[:5]), ", ..." if len(slower) > 5 else ""),
@@ -186,25 +198,10 @@ def source_weights(config: TrainingConfig) -> Float[Tensor, " n"]:
     """The share of each entry of `data`.
 
     Raises:
-        KinemaError: there is none.
+        KinemaError: `data` is empty.
     """
     if not config.data:
-        raise KinemaError("`data` (=) must name at least one folder of video files, or `toybox`")
+        names = ", ".join(f"`{name}`" for name in SOURCES)
+        raise KinemaError(f"`data` (=) must name at least one folder of video files or built-in source ({names})")
     weights = torch.tensor(config.data_weights or [1.0] * len(config.data), dtype=torch.float64)
     return weights / weights.sum()
-
-
-def make_toybox(config: TrainingConfig, shape: tuple[int, int, int], split: Split) -> Toybox:
-    """The Toybox world for clips of a shape."""
-    frames, height, width = shape
-    every = None if config.sprites is None else sprite_names(config.sprites)
-    return Toybox(
-        config.sprites,
-        objects=every if config.toybox_objects == "all" else None,
-        num_frames=frames,
-        height=height,
-        width=width,
-        seed=config.seed,
-        split=split,
-        num_objects=config.toybox_num_objects,
-    )

@@ -23,6 +23,7 @@ from kinema.eval.toybox.entry import run as evaluate
 from kinema.stopping import raised_signals
 from kinema.training import diffusion, tokenizer
 from kinema.training.config import DiffusionTrainingConfig, TokenizerTrainingConfig, TrainingConfig, to_dict
+from kinema.training.data.toybox.source import ToyboxSettings
 from kinema.training.presets import DIFFUSION_PRESETS, TOKENIZER_PRESETS
 from kinema.training.recipes.card import write_card
 from kinema.training.release import release
@@ -73,7 +74,8 @@ def configs(
 ) -> tuple[TokenizerTrainingConfig, DiffusionTrainingConfig, DiffusionTrainingConfig]:
     """The settings of the three stages."""
     shared: dict[str, Any] = dict(
-        data=("toybox",), sprites=sprites, toybox_objects="all", toybox_num_objects=(1, 2), num_steps=_NEVER,
+        data=("toybox",), num_steps=_NEVER,
+        source_settings=(ToyboxSettings(sprites=sprites, toybox_objects="all", toybox_num_objects=(1, 2)),),
         schedule_on="minutes", eval_every=_NEVER, sample_every=_NEVER, betas=(0.9, 0.98), ema_decay=0.998, resume=True,
         num_workers=2, cpu=cpu,
     )  # fmt: skip

@@ -7,22 +7,21 @@ an object does is spread over the whole clip: at `tau` = frame / (num_frames - 1
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kinema.errors import KinemaError
+from kinema.training.data.source import Split
 
 MOTIONS = ("left", "right", "up", "down", "grows", "shrinks", "spins", "bounces")
 BACKGROUNDS = ("meadow", "desert", "night sky", "snowy field", "sea", "brick wall")
 CAMERAS = ("static", "pans left", "pans right", "pans up", "pans down", "zooms in", "zooms out")
 RELATIONS = ("left of", "right of", "above", "below")
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_OBJECTS = 4
 NUM_HOPS = 2
 NUM_BACKGROUND_PARAMETERS = 6
 FPS = 8.0
 """Frames a second at which clips are meant to be shown."""
-
-Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
