@@ -136,11 +136,7 @@ def run_layout(
 
 
 def check_backend(name: str) -> None:
-    """Validate a backend name.
-
-    Raises:
-        KinemaError: `name` is not registered.
-    """
+    """Validate a backend name. Raises KinemaError if `name` is not registered."""
     if name != "auto" and name not in BACKENDS:
         raise KinemaError(f"`backend` (={name}) must be one of auto, {', '.join(BACKENDS)}")
 

@@ -44,11 +44,11 @@ def apply_sparse_attention(
 ) -> None:
     """Make self-attention over the video tokens of a diffusers transformer sparse, in place.
 
-    The pipeline needs no change. Text tokens attend to all tokens and are attended to by all. Dense steps and layers
-    run the original attention. Denoising steps are counted from the timesteps of the calls: an equal timestep is the
-    same step (guidance), a higher one starts a new sampling. To start one at an equal or lower timestep, apply again or
-    set `num_steps=1`. In training mode steps are not counted. Applying again replaces the previous settings. Fuse
-    projections and add LoRA layers to the patch embedding before applying.
+    The pipeline needs no change. Text tokens attend to all tokens and are attended to by all. A dense block runs the
+    original attention, unless its tokens are padded. Denoising steps are counted from the timesteps of the calls: an
+    equal timestep is the same step (guidance), a higher one starts a new sampling. To start one at an equal or lower
+    timestep, apply again or set `num_steps=1`. In training mode steps are not counted. Applying again replaces the
+    previous settings. Fuse projections and add LoRA layers to the patch embedding before applying.
 
     Args:
         transformer: a transformer of a class in `TRANSFORMER_FAMILIES`, or several that share a schedule and a step
