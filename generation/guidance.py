@@ -44,8 +44,8 @@ class SamplerSettings:
         return self.guidance_scale > 1 and low < round(noise_level, 6) <= high
 
 
-def check_clip_settings(sample_size: Sequence[int], sample_fps: float) -> None:
-    """Checks the clips that a pipeline's folder says it makes.
+def check_clip_settings(sample_size: Sequence[Any], sample_fps: float) -> None:
+    """Validate the clip size and frame rate in a pipeline's folder, whose numbers may be of any type.
 
     Raises:
         KinemaError: The size is not three whole numbers of at least 1, or the rate is no number in [0.001, 1000].

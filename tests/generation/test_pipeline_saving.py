@@ -17,8 +17,8 @@ from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.holistic.model import HolisticVideoTokenizer
 from kinema.tokenizers.holistic.presets import TINY as HOLISTIC_TINY
-from kinema.tokenizers.registry import TOKENIZERS
 from kinema.tokenizers.presets import kl
+from kinema.tokenizers.registry import TOKENIZERS
 from kinema.tokenizers.transformer.model import TransformerVideoTokenizer
 from kinema.tokenizers.transformer.presets import TINY as VIT_TINY
 
