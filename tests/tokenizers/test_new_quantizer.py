@@ -17,7 +17,9 @@ from kinema.tokenizers.quantizers import BOTTLENECKS, Bottleneck, BottleneckOutp
 from tokenizing import video
 
 CODE = """
-import sys, test_new_quantizer
+import sys
+sys.path.append("../helpers")
+import test_new_quantizer
 from kinema.tokenizers import registry
 from kinema.tokenizers.quantizers import BOTTLENECKS
 BOTTLENECKS["round"] = test_new_quantizer.Round
