@@ -63,8 +63,8 @@ def set_noise_levels(scheduler: Any, num_steps: int, device: Any = None) -> list
     return scheduler.sigmas.tolist()
 
 
-def check_clip_settings(sample_size: Sequence[int], sample_fps: float) -> None:
-    """Validate the clip size and frame rate in a pipeline's config.
+def check_clip_settings(sample_size: Sequence[Any], sample_fps: float) -> None:
+    """Validate the clip size and frame rate in a pipeline's folder, whose numbers may be of any type.
 
     Raises:
         KinemaError: `sample_size` is not three integers of at least 1, or `sample_fps` is not in [0.001, 1000].

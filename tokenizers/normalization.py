@@ -1,6 +1,6 @@
 """Normalisation of latents by the statistics in a tokenizer's config."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from kinema.errors import KinemaError
 from kinema.tokenizers.checks import check_statistics
 
-Statistic = Sequence[float] | None
+Statistic = Any  # a sequence of numbers or None, once `check_statistics` has seen it
 
 
 class NormalizedLatents(ModelMixin, ConfigMixin):

@@ -20,7 +20,6 @@ OptionalName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 OptionalInt = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 OptionalPixels = Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")]
 OptionalRate = Annotated[float | None, arg(metavar="RATE", help_behavior_hint="")]
-OptionalNames = tuple[str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)

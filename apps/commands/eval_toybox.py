@@ -4,8 +4,6 @@ from kinema.command_line import check_at_least
 from kinema.eval.toybox import entry
 from kinema.eval.toybox.entry import Settings as Options
 
-__all__ = ["Options", "run"]
-
 
 def run(options: Options) -> None:
     """Generates, measures, reports."""

@@ -21,6 +21,8 @@ from kinema.eval.fvd.statistics import ReferenceStatistics, hash_of_network
 from kinema.eval.metrics import FEATURE_METRICS as EXTRAS
 from kinema.eval.summaries import gather, gather_states, place_state
 
+_STATES = ("count", "sum", "outer", "digest", "features")
+
 
 def needs_real_features(extra: Iterable[str]) -> bool:
     """Whether some scores of `EXTRAS` need the features of the real clips, and not only their sums."""
@@ -56,11 +58,6 @@ class FrechetVideoDistance(Metric):
     real_outer: Float[Tensor, "g d d"]
     real_digest: Int64[Tensor, ""]
     real_features: list[Tensor]
-    fake_count: Int64[Tensor, " g"]
-    fake_sum: Float[Tensor, "g d"]
-    fake_outer: Float[Tensor, "g d d"]
-    fake_digest: Int64[Tensor, ""]
-    fake_features: list[Tensor]
 
     def __init__(
         self,
@@ -85,10 +82,9 @@ class FrechetVideoDistance(Metric):
         self.weights_hash = hash_of_network(self.video_features.network)
         for side in ("real", "fake"):
             sums = GroupedSums.empty(self.video_features.network.num_features)
-            self.add_state(f"{side}_count", sums.count, dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", sums.sum, dist_reduce_fx="sum")
-            self.add_state(f"{side}_outer", sums.outer, dist_reduce_fx="sum")
-            self.add_state(f"{side}_digest", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+            digest = torch.zeros((), dtype=torch.int64)
+            for state, value in zip(_STATES, (sums.count, sums.sum, sums.outer, digest), strict=False):
+                self.add_state(f"{side}_{state}", value, dist_reduce_fx="sum")
             self.add_state(f"{side}_features", [], dist_reduce_fx="cat")
         self.reset()
         place_state(self, self.video_features.device)
@@ -233,8 +229,6 @@ class FrechetVideoDistance(Metric):
             return self._side(True), self._side(False), sizes
 
     def _side(self, real: bool) -> FeatureAccumulator:
-        if real:
-            sums = GroupedSums(self.real_count, self.real_sum, self.real_outer)
-            return FeatureAccumulator(sums, self.real_features, self.real_digest)
-        sums = GroupedSums(self.fake_count, self.fake_sum, self.fake_outer)
-        return FeatureAccumulator(sums, self.fake_features, self.fake_digest)
+        side = "real" if real else "fake"
+        count, total, outer, digest, features = (getattr(self, f"{side}_{state}") for state in _STATES)
+        return FeatureAccumulator(GroupedSums(count, total, outer), features, digest)

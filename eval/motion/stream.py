@@ -12,12 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from kinema.errors import KinemaError
-from kinema.eval.distributions.manifold import manifold_scores
+from kinema.eval.distributions.manifold import NUM_NEIGHBOURS, manifold_scores
 from kinema.eval.generation.looks import Look, Networks
 from kinema.eval.summaries import gather_states, place_state
 
 _NUM_BINS = 50
-_NUM_NEIGHBOURS = 5
 _LEAST_AMPLITUDE = 1e-6
 _STATES = ("real_skewness", "real_mean", "fake_skewness", "fake_mean")
 
@@ -132,9 +131,9 @@ class STREAM(Metric):
         """
         for name, rows in (("real", self.real_mean), ("fake", self.fake_mean)):
             count = len(_cat(rows)) if len(rows) else 0
-            if count <= _NUM_NEIGHBOURS:
-                raise KinemaError(f"`{name}` (={count} clips) must be at least {_NUM_NEIGHBOURS + 1} clips for STREAM")
-        scores = manifold_scores(_cat(self.real_mean), _cat(self.fake_mean), k=_NUM_NEIGHBOURS)
+            if count <= NUM_NEIGHBOURS:
+                raise KinemaError(f"`{name}` (={count} clips) must be at least {NUM_NEIGHBOURS + 1} clips for STREAM")
+        scores = manifold_scores(_cat(self.real_mean), _cat(self.fake_mean), k=NUM_NEIGHBOURS)
         return {
             "stream_t": stream_t(_cat(self.real_skewness), _cat(self.fake_skewness)),
             "stream_f": scores.precision,

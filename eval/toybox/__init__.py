@@ -11,12 +11,9 @@ if TYPE_CHECKING:
     from kinema.eval.toybox.report import ToyboxReport, write_report
 
 _EXPORTS = {
-    "Decision": "kinema.eval.toybox.oracle",
-    "Oracle": "kinema.eval.toybox.oracle",
-    "Sampling": "kinema.eval.toybox.evaluation",
-    "evaluate": "kinema.eval.toybox.evaluation",
-    "ToyboxReport": "kinema.eval.toybox.report",
-    "write_report": "kinema.eval.toybox.report",
+    **dict.fromkeys(("Decision", "Oracle"), "kinema.eval.toybox.oracle"),
+    **dict.fromkeys(("Sampling", "evaluate"), "kinema.eval.toybox.evaluation"),
+    **dict.fromkeys(("ToyboxReport", "write_report"), "kinema.eval.toybox.report"),
 }
 
 __all__ = ["Decision", "Oracle", "Sampling", "Settings", "ToyboxReport", "evaluate", "run", "write_report"]

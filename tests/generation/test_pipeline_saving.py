@@ -17,6 +17,7 @@ from kinema.tokenizers.causal_vae.model import CausalVideoTokenizer
 from kinema.tokenizers.causal_vae.presets import TINY
 from kinema.tokenizers.holistic.model import HolisticVideoTokenizer
 from kinema.tokenizers.holistic.presets import TINY as HOLISTIC_TINY
+from kinema.tokenizers.presets import kl
 from kinema.tokenizers.registry import TOKENIZERS
 from kinema.tokenizers.transformer.model import TransformerVideoTokenizer
 from kinema.tokenizers.transformer.presets import TINY as VIT_TINY
@@ -67,7 +68,7 @@ def test_a_folder_has_the_settings_that_its_model_samples_best_with(pipeline, sa
 
 
 def test_a_pipeline_on_a_transformer_tokenizer_comes_back(pipeline, tmp_path):
-    vae = TransformerVideoTokenizer(**{**VIT_TINY, "latent_channels": 4}).eval()
+    vae = TransformerVideoTokenizer(**VIT_TINY).eval()
     other = KinemaPipeline(pipeline.transformer, vae, pipeline.tokenizer, pipeline.scheduler, sample_size=(9, 16, 24))
     other.set_progress_bar_config(disable=True)
     other.save_pretrained(tmp_path)
@@ -164,7 +165,7 @@ DAMAGES = {
         "`tokenizer` \\(of 5 words\\)",
     ),
     "latents of another model": (
-        lambda d: CausalVideoTokenizer(**{**TINY, "latent_channels": 3}).save_pretrained(d / "vae"),
+        lambda d: CausalVideoTokenizer(**{**TINY, "bottleneck": kl(3)}).save_pretrained(d / "vae"),
         "`vae` \\(of 3 channels\\)",
     ),
     "statistics that are no numbers": (

@@ -1,5 +1,6 @@
 """A quantizer that is registered at run time: one class and one line, and it is where users choose it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from kinema.tokenizers.quantizers import BOTTLENECKS, Bottleneck, BottleneckOutp
 from tokenizing import video
 
 CODE = """
-import sys, test_new_quantizer
+import sys
+sys.path.append("../helpers")
+import test_new_quantizer
 from kinema.tokenizers import registry
 from kinema.tokenizers.quantizers import BOTTLENECKS
 BOTTLENECKS["round"] = test_new_quantizer.Round
@@ -75,4 +78,5 @@ def test_the_command_line_trains_it(tmp_path):
         cwd=HERE,
     )
     assert done.returncode == 0, done.stderr
-    assert CausalVideoTokenizer.load_config(tmp_path / "run" / "model")["bottleneck"]["name"] == "round"
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["bottleneck"]["name"] == "round"
