@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinema.apps.cli import main
+from kinema.command_line import parse_options
 from kinema.errors import KinemaError
 from kinema.eval.clips import (
     ClipFile,
@@ -228,13 +230,12 @@ def test_compare_refuses_without_the_flag(folders: Path, capsys: pytest.CaptureF
 
 
 def test_every_command_that_reads_clips_has_the_flags():
-    from kinema.apps.cli import build_parser
-
     required = {"fvd": "a b", "compare": "a b", "reconstruction": "--data a", "generation": "--prompts p", "suite": ""}
     for command, words in required.items():
-        line = f"eval {command} {words} --value-range -1,1 --layout thwc --fps 8"
-        parsed = build_parser().parse_args(line.split())
-        assert (parsed.value_range, parsed.layout, parsed.fps) == ("-1,1", "thwc", 8.0)
+        line = f"{words} --value-range -1,1 --layout thwc --fps 8"
+        options: Any = import_module(f"kinema.apps.commands.eval_{command}").Options
+        parsed = parse_options(options, line.split(), command)
+        assert (parsed.reading.value_range, parsed.reading.layout, parsed.fps) == ("-1,1", "thwc", 8.0)
 
 
 def test_damaged_files_are_named(tmp_path: Path):
