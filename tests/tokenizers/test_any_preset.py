@@ -33,7 +33,8 @@ def same_latents(model: LatentTokenizer, got: Tensor, wanted: Tensor) -> bool:
     """Equal up to round-off; of codes, a number that lies on the border of two may fall to either side."""
     if isinstance(model.quantizer, DiscreteBottleneck):
         changed = ~torch.isclose(got, wanted, atol=1e-4).all(dim=1)
-        return got.shape == wanted.shape and float(changed.double().mean()) < 0.02
+        # Of few cells one is more than 2 %; what comes before the bottleneck is compared exactly beside.
+        return got.shape == wanted.shape and int(changed.sum()) <= max(1, int(0.02 * changed.numel()))
     return close(got, wanted)
 
 
