@@ -152,8 +152,14 @@ def sample_first_step_conditioning(
     """
     batch, _, num_steps, *_ = clean.shape
     draw = torch.rand(2, batch, generator=generator, device=generator.device if generator is not None else None)
-    is_given = (draw[0] < probability).to(clean.device) & (num_steps > 1)
+    is_given = (draw[0] < probability).to(clean.device)
     noise = torch.randn(clean[:, :, :1].shape, generator=generator, device=draw.device).to(clean)
     given = interpolate(clean[:, :, :1], noise, (draw[1] * max_noise).to(clean.device))
-    conditioning = Conditioning.first_steps(given, num_steps)
-    return replace(conditioning, mask=conditioning.mask & is_given[:, None, None, None])
+    return given_steps(given, is_given, num_steps)
+
+
+def given_steps(first: Float[Tensor, "b z 1 h w"], is_given: Bool[Tensor, " b"], num_steps: int) -> Conditioning:
+    """Give the first latent step of some clips; never of images, because nothing would be left to predict."""
+    conditioning = Conditioning.first_steps(first, num_steps)
+    mask = conditioning.mask & (is_given & (num_steps > 1))[:, None, None, None]
+    return replace(conditioning, mask=mask)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from kinema.errors import KinemaError
-from kinema.generation.conditioning import Conditioning
+from kinema.generation.conditioning import Conditioning, given_steps
 from kinema.generation.flow import flow_loss
 from kinema.generation.guidance import sampler_settings
 from kinema.generation.pipeline import KinemaPipeline
@@ -31,7 +31,7 @@ from kinema.training.distillation_config import DistillationConfig
 from kinema.training.entry import run_program
 from kinema.training.latents_cache import LatentsCache, cached_latents
 from kinema.training.loop import train as run_loop
-from kinema.training.objectives import OBJECTIVES, Lesson, given_steps
+from kinema.training.objectives import OBJECTIVES, Lesson
 from kinema.training.presets import DISTILLATION_PRESETS, select_preset
 from kinema.training.record import Record, check_depends
 from kinema.training.run import open_run

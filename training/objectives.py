@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from kinema.generation.conditioning import Conditioning
@@ -124,13 +124,6 @@ OBJECTIVES = {
     "trajectory": Objective(trajectory, on_clips=False),
     "consistency": Objective(consistency, on_clips=True),
 }
-
-
-def given_steps(first: Float[Tensor, "b z 1 h w"], is_given: Bool[Tensor, " b"], num_steps: int) -> Conditioning:
-    """The first latent step of some clips is given; never of images, of which nothing would be left."""
-    conditioning = Conditioning.first_steps(first, num_steps)
-    mask = conditioning.mask & (is_given & (num_steps > 1))[:, None, None, None]
-    return replace(conditioning, mask=mask)
 
 
 def _per_row(numbers: Float[Tensor, " b"]) -> Tensor:
